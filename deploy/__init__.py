@@ -1,0 +1,1 @@
+"""Where a trained model meets its users: notebooks, and later servers and viewers."""

@@ -1,0 +1,3 @@
+"""The sentence that every output carries."""
+
+NOTICE = "Research use only. Not a medical device. Not for clinical use."

@@ -1,0 +1,1 @@
+"""Reading studies and reports, and writing record stores; imports no torch."""

@@ -1,0 +1,1 @@
+"""The choices that are clinical: one module and a few YAML files a modality."""
