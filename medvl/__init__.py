@@ -1,3 +1,28 @@
-"""Medical vision-language models from a lab's own studies and reports."""
+"""Medical vision-language models from a lab's own studies and reports.
+
+The verbs of the ``medvl`` command are functions here: ``medvl.prepare``, ``medvl.train``,
+``medvl.evaluate``, ``medvl.export``, ``medvl.index``, ``medvl.search``, ``medvl.load`` and
+``medvl.phantom``. They are loaded when first used; ``import medvl`` imports nothing heavy.
+"""
+
+from __future__ import annotations
+
+from typing import Any
 
 __version__ = "0.1.0"
+
+_VERBS = ("erase", "evaluate", "export", "index", "load", "phantom", "prepare", "search", "train")
+
+__all__ = ["__version__", *_VERBS]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _VERBS:
+        from medvl import verbs
+
+        return getattr(verbs, name)
+    raise AttributeError(f"module 'medvl' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
