@@ -16,9 +16,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import io
 import json
+import math
 import os
+import re
 import tarfile
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -33,8 +36,20 @@ from jaxtyping import Shaped
 
 from medvl.errors import StoreError
 from medvl.records import Box, Record, Section, Sentence
+from medvl.specs import PixelSpec, ReportSpec
 
-__all__ = ["FORMAT", "INDEX_SCHEMA", "Store", "pack", "record_row", "row_record", "unpack", "write_atomic", "write_shard"]
+__all__ = [
+    "FORMAT",
+    "INDEX_SCHEMA",
+    "Store",
+    "index_bytes",
+    "pack",
+    "record_row",
+    "row_record",
+    "unpack",
+    "write_atomic",
+    "write_shard",
+]
 
 FORMAT = "medvl-store-1"
 
@@ -82,6 +97,11 @@ _JSON_FIELDS: dict[str, type | None] = {
     "boxes": Box,
     "labels": None,
 }
+_PLACE = ("shard", "offset", "size", "crc32")
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_ID = re.compile(r"[A-Za-z0-9]+")
+_SHARD = re.compile(r"[A-Za-z0-9_-]+\.tar")
+_AGAIN = "Prepare the store again."
 
 
 def pack(array: Shaped[np.ndarray, "..."]) -> bytes:
@@ -99,8 +119,15 @@ def pack(array: Shaped[np.ndarray, "..."]) -> bytes:
 
 
 def unpack(payload: bytes) -> Shaped[np.ndarray, "..."]:
-    """Return the array of :func:`pack`."""
-    return np.load(io.BytesIO(blosc2.decompress2(payload, nthreads=1)), allow_pickle=False)
+    """Return the array of :func:`pack`.
+
+    Raises:
+        StoreError: the payload is not a compressed array.
+    """
+    try:
+        return np.load(io.BytesIO(blosc2.decompress2(payload, nthreads=1)), allow_pickle=False)
+    except (RuntimeError, ValueError, EOFError, TypeError) as error:
+        raise StoreError(f"a payload of {len(payload)} bytes is not a packed array.", hint=_AGAIN) from error
 
 
 def write_atomic(path: Path, data: bytes) -> None:
@@ -109,11 +136,15 @@ def write_atomic(path: Path, data: bytes) -> None:
     The bytes go to a temporary file in the same folder, reach the disk, and then take the name.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as stream:
-        stream.write(data)
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)
@@ -130,39 +161,80 @@ def record_row(record: Record) -> dict[str, Any]:
 
 
 def row_record(row: dict[str, Any]) -> Record:
-    """Return the record of an index row."""
+    """Return the record of an index row.
+
+    Raises:
+        StoreError: a column does not hold what the schema says.
+    """
     values = {
-        name: tuple(value) if isinstance(value, (list, np.ndarray)) else value
-        for name, value in row.items()
+        name: tuple(value) if isinstance(value, (list, np.ndarray)) else value for name, value in row.items()
     }
-    for name, kind in _JSON_FIELDS.items():
-        parsed = json.loads(values[name])
-        if kind is not None:
-            parsed = tuple(kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in item.items()}) for item in parsed)
-        values[name] = parsed
-    return Record(**values)
+    try:
+        for name, kind in _JSON_FIELDS.items():
+            parsed = json.loads(values[name])
+            if kind is not None:
+                parsed = tuple(kind(**{k: _tupled(v) for k, v in item.items()}) for item in parsed)
+            values[name] = parsed
+        return Record(**values)
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        raise StoreError("a row of the index cannot be read as a record.", hint=_AGAIN) from error
+
+
+def _tupled(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def index_bytes(records: Iterable[Record]) -> bytes:
+    """Return ``index.parquet``: one row a record, ordered by ``record_id``."""
+    rows = [record_row(record) for record in sorted(records, key=lambda record: record.record_id)]
+    stream = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows, schema=INDEX_SCHEMA), stream, compression="zstd")
+    return stream.getvalue()
 
 
 def write_shard(path: Path, samples: Iterable[tuple[Record, Shaped[np.ndarray, "..."]]]) -> list[Record]:
     """Write one shard atomically and return its records with shard, offset, size and crc32 filled in.
 
-    The bytes depend on the samples alone: members have no time, owner or mode of their own.
+    The bytes depend on the samples alone: members have no time, owner or mode of their own. A lone
+    surrogate, which no file can hold, becomes U+FFFD in its place, so every span still fits.
+
+    Raises:
+        StoreError: an id is not letters and digits, or a number of a record is not finite.
     """
     stream = io.BytesIO()
     placed: list[Record] = []
     with tarfile.open(fileobj=stream, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-        for record, array in samples:
+        for given, array in samples:
+            record = _writable(given)
             payload = pack(array)
             offset = _add(tar, f"{record.record_id}.npy.b2", payload)
-            filled = dataclasses.replace(
-                record, shard=path.name, offset=offset, size=len(payload), crc32=zlib.crc32(payload)
-            )
-            _add(tar, f"{record.record_id}.txt", "\n".join(record.retrieval).encode("utf-8", "replace"))
-            about = {k: v for k, v in dataclasses.asdict(filled).items() if k not in ("shard", "offset", "size", "crc32")}
+            _add(tar, f"{record.record_id}.txt", "\n".join(record.retrieval).encode())
+            about = {k: v for k, v in dataclasses.asdict(record).items() if k not in _PLACE}
             _add(tar, f"{record.record_id}.json", json.dumps(about, sort_keys=True).encode())
-            placed.append(filled)
+            placed.append(
+                dataclasses.replace(
+                    record, shard=path.name, offset=offset, size=len(payload), crc32=zlib.crc32(payload)
+                )
+            )
     write_atomic(path, stream.getvalue())
     return placed
+
+
+def _writable(record: Record) -> Record:
+    if not _ID.fullmatch(record.record_id):  # WebDataset cuts a key at its first dot
+        raise StoreError(f"the record id {record.record_id!r} is not made of letters and digits alone.")
+    numbers = [*(record.spacing_mm or ()), *(v for b in record.boxes for v in (b.x0, b.y0, b.x1, b.y1))]
+    if not all(math.isfinite(value) for value in numbers):
+        raise StoreError(
+            f"record {record.record_id} has a spacing or a box that is not finite: {numbers}.",
+            hint="Correct the header or the box table.",
+        )
+    return dataclasses.replace(
+        record,
+        report=_SURROGATE.sub("\ufffd", record.report),
+        retrieval=tuple(_SURROGATE.sub("\ufffd", line) for line in record.retrieval),
+        generation=tuple(_SURROGATE.sub("\ufffd", line) for line in record.generation),
+    )
 
 
 def _add(tar: tarfile.TarFile, name: str, data: bytes) -> int:
@@ -192,24 +264,49 @@ class Store:
                 "this folder is not a finished record store: store.json or index.parquet is missing.",
                 hint="Run 'medvl <modality> prepare' again with the same arguments; it resumes.",
             )
-        self.manifest: dict[str, Any] = json.loads(manifest.read_text("utf-8"))
-        if self.manifest.get("format") != FORMAT:
-            raise StoreError(
-                f"the store has format {self.manifest.get('format')!r}; this version reads {FORMAT!r}.",
-                hint="Prepare it again.",
-            )
+        self.manifest: dict[str, Any] = _read_manifest(manifest)
 
     def __len__(self) -> int:
         """Return the number of records."""
         return len(self.records)
 
+    @property
+    def pixel_spec(self) -> PixelSpec:
+        """The spec that made the stored arrays."""
+        return PixelSpec.from_json(self._spec("pixels"))
+
+    @property
+    def report_spec(self) -> ReportSpec:
+        """The spec that made the text views."""
+        return ReportSpec.from_json(self._spec("report"))
+
+    def _spec(self, name: str) -> dict[str, Any]:
+        try:
+            return dict(self.manifest["specs"][name])
+        except (KeyError, TypeError) as error:
+            raise StoreError(f"store.json holds no {name} spec.", hint=_AGAIN) from error
+
     @functools.cached_property
     def table(self) -> pa.Table:
-        """The index as an Arrow table."""
-        table = pq.read_table(self.path / "index.parquet")
+        """The index as an Arrow table; ``store.table.to_pandas()`` is a data frame to filter.
+
+        Raises:
+            StoreError: the index is damaged, or is not the one that the manifest describes.
+        """
+        data = (self.path / "index.parquet").read_bytes()
+        promised = self.manifest.get("index", {}).get("blake2b")
+        found = hashlib.blake2b(data, digest_size=16).hexdigest()
+        if promised is not None and promised != found:
+            raise StoreError(
+                f"index.parquet is damaged: its checksum is {found} instead of {promised}.", hint=_AGAIN
+            )
+        try:
+            table = pq.read_table(io.BytesIO(data))
+        except (pa.ArrowException, OSError) as error:
+            raise StoreError("index.parquet is damaged: it is not a Parquet file.", hint=_AGAIN) from error
         missing = [name for name in INDEX_SCHEMA.names if name not in table.column_names]
         if missing:
-            raise StoreError(f"the index lacks the columns {missing}.", hint="Prepare it again.")
+            raise StoreError(f"the index lacks the columns {missing}.", hint=_AGAIN)
         return table.select(INDEX_SCHEMA.names)
 
     @functools.cached_property
@@ -221,9 +318,14 @@ class Store:
         """Read one stored array by its offset.
 
         Raises:
-            StoreError: the payload is cut short or its checksum differs.
+            StoreError: the shard is missing, the payload is cut short, or its checksum differs.
         """
-        shard = os.open(self.path / "shards" / record.shard, os.O_RDONLY)
+        if not _SHARD.fullmatch(record.shard):
+            raise StoreError(f"{record.shard!r} is not the name of a shard.", hint=_AGAIN)
+        try:
+            shard = os.open(self.path / "shards" / record.shard, os.O_RDONLY)
+        except FileNotFoundError as error:
+            raise StoreError(f"shard {record.shard} is missing.", hint=_AGAIN) from error
         try:
             payload = os.pread(shard, record.size, record.offset)
         finally:
@@ -232,7 +334,7 @@ class Store:
             raise StoreError(
                 f"record {record.record_id} in shard {record.shard} is damaged: {len(payload)} of "
                 f"{record.size} bytes, checksum {zlib.crc32(payload)} instead of {record.crc32}.",
-                hint="Prepare the store again.",
+                hint=_AGAIN,
             )
         return unpack(payload)
 
@@ -248,3 +350,14 @@ class Store:
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Open the store again."""
         self.__init__(state["path"])  # type: ignore[misc]
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    try:
+        manifest = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise StoreError("store.json is damaged: it is not JSON.", hint=_AGAIN) from error
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        got = manifest.get("format") if isinstance(manifest, dict) else type(manifest).__name__
+        raise StoreError(f"the store has format {got!r}; this version reads {FORMAT!r}.", hint=_AGAIN)
+    return manifest
