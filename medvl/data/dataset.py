@@ -1,0 +1,226 @@
+"""A record store as pairs of image and report: the map-style data set of one split."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int, UInt8
+from torch.utils.data import Dataset
+
+from medvl.data.augment import Augment, draw
+from medvl.errors import UsageError
+from medvl.features import Batch
+from medvl.records import Record
+from medvl.specs import InputSpec
+from medvl.splits import SPLITS, split_of
+from medvl.store import Store
+
+__all__ = ["Encode", "Key", "Pair", "PairDataset", "collate", "integer_key", "label_names"]
+
+log = logging.getLogger(__name__)
+
+Key = tuple[int, int]
+"""Epoch and row: all that decides what a training sample looks like, besides the seed."""
+
+Encode = Callable[
+    [Sequence[Sequence[str]]],
+    tuple[Int[np.ndarray, "batch tokens"], Int[np.ndarray, "batch tokens"]],
+]
+"""Lists of sentences to token ids and token mask (see :class:`medvl.features.Batch`)."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One record ready for a batch; the pixels are normalised, the sentences still words."""
+
+    image: Float[np.ndarray, "channels rows columns"]
+    image_mask: Bool[np.ndarray, "rows columns"]
+    sentences: tuple[str, ...]
+    study: int
+    report: int
+    labels: Float[np.ndarray, " labels"]
+
+
+class PairDataset(Dataset[Pair]):
+    """Images of one split with the sentences of their reports.
+
+    Records without a sentence in ``view`` and records whose geometry was rejected are left out and
+    counted in ``skipped``. The letterboxed 8-bit pictures are held in memory when they fit into ``cache_mb``.
+    A sample is a function of ``(seed, epoch, record)``: neither the order of reading nor the number of
+    workers changes it.
+
+    Args:
+        store: an open store.
+        split: ``"train"``, ``"val"`` or ``"test"``.
+        input: how a stored array becomes the tensor.
+        view: which sentences are read, ``"retrieval"`` or ``"generation"``.
+        augment: random changes of the picture; None for none.
+        order: ``"report"`` keeps the order of the sentences, ``"shuffled"`` draws another one each epoch.
+        seed: of augmentation and sentence order.
+        split_seed: splits patients anew with :func:`medvl.splits.split_of`; None keeps the store's splits.
+        cache_mb: memory for pictures, in MiB.
+
+    Raises:
+        UsageError: an unknown split, or nothing to read in it.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        split: str,
+        *,
+        input: InputSpec,
+        view: Literal["retrieval", "generation"] = "retrieval",
+        augment: Augment | None = None,
+        order: Literal["report", "shuffled"] = "report",
+        seed: int = 0,
+        split_seed: int | None = None,
+        cache_mb: int = 2048,
+    ) -> None:
+        if split not in SPLITS:
+            raise UsageError(f"unknown split '{split}'.", hint=f"Allowed: {', '.join(SPLITS)}.")
+        self.store, self.split, self.input, self.view = store, split, input, view
+        self.augment, self.order, self.seed = augment, order, seed
+        chosen = [
+            record
+            for record in store.records
+            if (record.split if split_seed is None else split_of(record.patient_id, seed=split_seed)) == split
+        ]
+        verdicts = [_verdict(record, view) for record in chosen]
+        self.records: tuple[Record, ...] = tuple(
+            record for record, why in zip(chosen, verdicts, strict=True) if not why
+        )
+        self.skipped: dict[str, int] = dict(Counter(why for why in verdicts if why))
+        if not self.records:
+            raise UsageError(
+                f"the split '{split}' has no image with a report ({len(chosen)} records, skipped: {self.skipped}).",
+                hint="Prepare more studies, or give another data.split_seed.",
+            )
+        self.label_names = label_names(store)
+        self.study = np.array([integer_key(record.study_id) for record in self.records], np.int64)
+        self.report = np.array([report_key(getattr(record, view)) for record in self.records], np.int64)
+        self.labels = np.array(
+            [[_state(record, name) for name in self.label_names] for record in self.records], np.float32
+        ).reshape(len(self.records), len(self.label_names))
+        self._canvas: UInt8[np.ndarray, "records rows columns"] | None = None
+        self._mask: Bool[np.ndarray, "records rows columns"] | None = None
+        if 2 * len(self.records) * input.size_px[0] * input.size_px[1] <= cache_mb * 2**20:
+            self._canvas, self._mask = self._read(range(len(self.records)))
+        if self.skipped:
+            log.info("split %s: %d records, skipped %s", split, len(self.records), self.skipped)
+
+    def __len__(self) -> int:
+        """Return the number of pairs."""
+        return len(self.records)
+
+    @property
+    def cached(self) -> bool:
+        """Whether all pictures are in memory, so that worker processes would not help."""
+        return self._canvas is not None
+
+    def __getitem__(self, key: Key | int) -> Pair:
+        """Return one pair; a bare row number means epoch 0."""
+        return self.pairs([key if isinstance(key, tuple) else (0, key)])[0]
+
+    def __getitems__(self, keys: Sequence[Key]) -> list[Pair]:
+        """Return many pairs at once; PyTorch's loaders look for this name."""
+        return self.pairs(keys)
+
+    def pairs(self, keys: Sequence[Key]) -> list[Pair]:
+        """Return the pairs of ``keys``, augmented together."""
+        rows = [row for _, row in keys]
+        canvas, mask = self._pictures(rows)
+        pixels: np.ndarray = canvas
+        if self.augment is not None:
+            streams = [self._stream("pixels", key) for key in keys]
+            pixels, mask = self.augment(canvas, mask, streams=streams)
+        return [
+            Pair(
+                image=self.input.normalise(pixels[i]),
+                image_mask=mask[i],
+                sentences=self.sentences(key),
+                study=int(self.study[key[1]]),
+                report=int(self.report[key[1]]),
+                labels=self.labels[key[1]],
+            )
+            for i, key in enumerate(keys)
+        ]
+
+    def sentences(self, key: Key) -> tuple[str, ...]:
+        """Return the sentences of one row in the order of this epoch."""
+        kept: tuple[str, ...] = getattr(self.records[key[1]], self.view)
+        if self.order == "report":
+            return kept
+        return tuple(kept[i] for i in self._stream("sentences", key).permutation(len(kept)))
+
+    def _stream(self, what: str, key: Key) -> np.random.Generator:
+        return draw(self.seed, what, key[0], self.records[key[1]].record_id)
+
+    def _pictures(
+        self, rows: Sequence[int]
+    ) -> tuple[UInt8[np.ndarray, "batch rows columns"], Bool[np.ndarray, "batch rows columns"]]:
+        if self._canvas is None or self._mask is None:
+            return self._read(rows)
+        return self._canvas[rows], self._mask[rows]
+
+    def _read(
+        self, rows: Sequence[int]
+    ) -> tuple[UInt8[np.ndarray, "batch rows columns"], Bool[np.ndarray, "batch rows columns"]]:
+        canvas = np.empty((len(rows), *self.input.size_px), np.uint8)
+        mask = np.empty((len(rows), *self.input.size_px), bool)
+        for i, row in enumerate(rows):
+            canvas[i], mask[i] = self.input.letterbox(self.store.pixels(self.records[row]))
+        return canvas, mask
+
+
+def collate(pairs: Sequence[Pair], *, encode: Encode) -> Batch:
+    """Return the batch of ``pairs``; ``encode`` turns their sentences into tokens."""
+    tokens, token_mask = encode([pair.sentences for pair in pairs])
+    return Batch(
+        images=torch.from_numpy(np.stack([pair.image for pair in pairs])),
+        image_mask=torch.from_numpy(np.stack([pair.image_mask for pair in pairs])),
+        tokens=torch.from_numpy(tokens),
+        token_mask=torch.from_numpy(token_mask),
+        study=torch.tensor([pair.study for pair in pairs]),
+        report=torch.tensor([pair.report for pair in pairs]),
+        labels=torch.from_numpy(np.stack([pair.labels for pair in pairs])),
+    )
+
+
+def label_names(store: Store) -> tuple[str, ...]:
+    """Return every finding that a record of the store is labelled with, in alphabetical order."""
+    return tuple(sorted({name for record in store.records for name in record.labels}))
+
+
+def integer_key(text: str) -> int:
+    """Return a 63-bit key of ``text``; equal texts have equal keys.
+
+    Examples:
+        >>> integer_key("a") == integer_key("a"), integer_key("a") == integer_key("b")
+        (True, False)
+    """
+    return (
+        int.from_bytes(hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=8).digest(), "big") >> 1
+    )
+
+
+def report_key(sentences: Sequence[str]) -> int:
+    """Return the key that two reports share when their sentences are the same, in whatever order."""
+    return integer_key("\x1f".join(sorted(" ".join(sentence.casefold().split()) for sentence in sentences)))
+
+
+def _verdict(record: Record, view: str) -> str:
+    if record.geometry.startswith("rejected"):
+        return record.geometry
+    return "" if any(sentence.strip() for sentence in getattr(record, view)) else "no text"
+
+
+def _state(record: Record, name: str) -> float:
+    return {"present": 1.0, "absent": 0.0}.get(record.labels.get(name, ""), np.nan)
