@@ -58,7 +58,7 @@ for _tag, _pattern, _first in (
 
 
 def parse_yaml(text: str, *, what: str = "the YAML file") -> Any:
-    """Return the plain values of a YAML text: dicts, lists, words, numbers, booleans, None.
+    r"""Return the plain values of a YAML text: dicts, lists, words, numbers, booleans, None.
 
     Args:
         text: one YAML document.
@@ -68,13 +68,13 @@ def parse_yaml(text: str, *, what: str = "the YAML file") -> Any:
         ConfigError: a syntax error, or anything that the head of this module refuses.
 
     Examples:
-        >>> parse_yaml("rate: 1e-4\\nmodes: [on, true]")
+        >>> parse_yaml("rate: 1e-4\nmodes: [on, true]")
         {'rate': 0.0001, 'modes': ['on', True]}
     """
     _require_size(len(text.encode("utf-8", "replace")), what)
     try:
         _require_plain(yaml.parse(text, Loader=_Loader))
-        return yaml.load(text, Loader=_Loader)  # noqa: S506  # a SafeLoader, stricter
+        return yaml.load(text, Loader=_Loader)  # a stricter SafeLoader
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f" at line {mark.line + 1}" if mark else ""

@@ -19,8 +19,9 @@ __all__ = ["BatchOrder", "BatchStream", "in_order"]
 class BatchOrder:
     """Which rows make up the batch of each step.
 
-    Epoch e is a permutation of all rows drawn from ``(seed, e)``, cut into ``n // size`` batches of ``size``; the
-    rest of the rows wait for the next epoch. Step s is batch ``s mod (n // size)`` of epoch ``s // (n // size)``.
+    Epoch e is a permutation of all rows drawn from ``(seed, e)``, cut into ``n // size`` batches of ``size``;
+    the rest of the rows wait for the next epoch. Step s is batch ``s mod (n // size)`` of epoch
+    ``s // (n // size)``.
 
     Args:
         n: rows of the data set.
