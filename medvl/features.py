@@ -75,6 +75,8 @@ class TextFeatures:
         sentence_mask: True where a sentence is real.
         word_weights: attention of the pooled vector to each word (rows sum to 1), where the
             encoder has one.
+        sentence_keys: equal where two sentences say the same words; without it no objective can
+            tell that another report says the same sentence.
     """
 
     pooled: Float[Tensor, "batch width"]
@@ -83,6 +85,7 @@ class TextFeatures:
     sentences: Float[Tensor, "batch sentences word_width"]
     sentence_mask: Bool[Tensor, "batch sentences"]
     word_weights: Float[Tensor, "batch words"] | None = None
+    sentence_keys: Int[Tensor, "batch sentences"] | None = None
 
 
 @dataclass(frozen=True)

@@ -1,1 +1,14 @@
-"""objectives."""
+"""Alignment losses: pure functions of gathered features and the positives matrix."""
+
+from medvl.catalogue import Catalogue
+from medvl.features import Objective
+from medvl.objectives.clip import Clip
+from medvl.objectives.mgca import Mgca
+from medvl.objectives.multi import Multi
+
+__all__ = ["OBJECTIVES", "Clip", "Mgca", "Multi"]
+
+OBJECTIVES: Catalogue[Objective] = Catalogue("objective")
+OBJECTIVES.add("clip")(Clip)
+OBJECTIVES.add("mgca")(Mgca)
+OBJECTIVES.add("multi")(Multi)

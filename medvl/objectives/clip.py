@@ -1,0 +1,62 @@
+"""The objective ``clip``: one contrast of whole images with whole texts."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from medvl.features import ImageFeatures, LossTerms, TextFeatures
+from medvl.objectives.contrast import FalseNegatives, LogitScale, check_mode, clip_loss
+
+__all__ = ["Clip"]
+
+
+class Clip(nn.Module):
+    """Symmetric image–text contrast with a learned scale.
+
+    Args:
+        dim: width of the features; no parameter depends on it here.
+        temperature: initial temperature, the inverse of the learned scale.
+        false_negatives: what becomes of other texts that describe an image.
+
+    Raises:
+        ConfigError: an unknown ``false_negatives``.
+
+    Source: Radford et al. 2021, arXiv 2103.00020.
+    """
+
+    needs_local = False
+
+    def __init__(
+        self, dim: int, *, temperature: float = 0.07, false_negatives: FalseNegatives = "none"
+    ) -> None:
+        super().__init__()
+        check_mode(false_negatives)
+        self.false_negatives: FalseNegatives = false_negatives
+        self.scale = LogitScale(temperature=temperature)
+
+    def forward(
+        self,
+        image_features: ImageFeatures,
+        text_features: TextFeatures,
+        positives: Float[Tensor, "batch batch"],
+    ) -> LossTerms:
+        """Return the loss of a gathered batch."""
+        # Autocast would bring the products back to half precision.
+        with torch.autocast(image_features.pooled.device.type, enabled=False):
+            loss = clip_loss(
+                image_features.pooled,
+                text_features.pooled,
+                positives,
+                scale=self.scale(),
+                false_negatives=self.false_negatives,
+            )
+        return LossTerms(loss, {"instance": loss.detach()})
+
+    def clamp_(self) -> None:
+        """Bring the parameters back into their range; call it after each optimiser step."""
+        self.scale.clamp_()
+
+    def on_epoch(self, epoch: int) -> None:
+        """Say which epoch begins; nothing here depends on it."""

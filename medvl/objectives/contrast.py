@@ -1,0 +1,197 @@
+"""Contrast of whole images with whole texts: similarity, targets, cross-entropy, the learned scale.
+
+Everything here normalises its own input, so a forgotten normalisation cannot happen, and computes
+in at least single precision, because ``exp(100)`` does not exist in half precision.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from medvl.errors import ConfigError, nearest
+
+__all__ = [
+    "MAX_LOG_SCALE",
+    "FalseNegatives",
+    "LogitScale",
+    "check_mode",
+    "clip_loss",
+    "cross_entropy",
+    "false_negative_targets",
+    "logit_mask_and_targets",
+    "unit",
+]
+
+FalseNegatives = Literal["none", "mask", "multi", "soft"]
+
+MAX_LOG_SCALE = math.log(100.0)
+
+
+def unit(vectors: Float[Tensor, "*rows dim"]) -> Float[Tensor, "*rows dim"]:
+    """Divide each vector by its Euclidean length, in single precision or better.
+
+    Examples:
+        >>> unit(torch.tensor([[3.0, 4.0]])).tolist()
+        [[0.6000000238418579, 0.800000011920929]]
+    """
+    return F.normalize(vectors.to(torch.promote_types(vectors.dtype, torch.float32)), dim=-1)
+
+
+def check_mode(mode: str) -> None:
+    """Refuse a false-negative mode that does not exist.
+
+    Raises:
+        ConfigError: ``mode`` is not one of ``none``, ``mask``, ``multi``, ``soft``.
+    """
+    if mode not in get_args(FalseNegatives):
+        raise ConfigError(f"false_negatives is '{mode}'.", hint=nearest(mode, get_args(FalseNegatives)))
+
+
+def logit_mask_and_targets(
+    positives: Float[Tensor, "rows columns"],
+    own: Bool[Tensor, "rows columns"],
+    *,
+    mode: FalseNegatives,
+) -> tuple[Bool[Tensor, "rows columns"], Float[Tensor, "rows columns"]]:
+    """Turn a matrix of positives into the logits to leave out and the target of each row.
+
+    ======== ============================================ ==============================
+    mode     left out of the softmax                      target of row i
+    ======== ============================================ ==============================
+    none     nothing                                      its own column
+    mask     columns with ``positives = 1``, not its own  its own column
+    multi    nothing                                      uniform where ``positives = 1``
+    soft     nothing                                      ``positives`` over its row sum
+    ======== ============================================ ==============================
+
+    Args:
+        positives: how far column j is a right answer to row i, in [0, 1].
+        own: True where column j is the partner of row i, one a row; counts as ``positives = 1``.
+        mode: what becomes of the other right answers.
+
+    Raises:
+        ConfigError: an unknown ``mode``.
+
+    Examples:
+        >>> twins = torch.tensor([[1.0, 1.0, 0.5], [1.0, 1.0, 0.0], [0.5, 0.0, 1.0]])
+        >>> logit_mask_and_targets(twins, torch.eye(3) > 0, mode="soft")[1][0].tolist()
+        [0.4000000059604645, 0.4000000059604645, 0.20000000298023224]
+        >>> logit_mask_and_targets(twins, torch.eye(3) > 0, mode="mask")[0][0].tolist()
+        [False, True, False]
+    """
+    check_mode(mode)
+    exact = own.to(positives.dtype)
+    left_out = torch.zeros_like(own)
+    if mode == "none":
+        return left_out, exact
+    # A sum of half-precision findings must still count as the same case.
+    same = own | (positives > 1.0 - 1e-3)
+    if mode == "mask":
+        return same & ~own, exact
+    target = same.to(positives.dtype) if mode == "multi" else torch.maximum(positives, exact)
+    return left_out, target / target.sum(dim=-1, keepdim=True)
+
+
+def false_negative_targets(
+    positives: Float[Tensor, "batch batch"], *, mode: FalseNegatives
+) -> tuple[Bool[Tensor, "batch batch"], Float[Tensor, "batch batch"]]:
+    """:func:`logit_mask_and_targets` for paired rows and columns: row i owns column i."""
+    own = torch.eye(len(positives), dtype=torch.bool, device=positives.device)
+    return logit_mask_and_targets(positives, own, mode=mode)
+
+
+def cross_entropy(
+    logits: Float[Tensor, "rows columns"],
+    left_out: Bool[Tensor, "rows columns"],
+    targets: Float[Tensor, "rows columns"],
+) -> Float[Tensor, " rows"]:
+    """The cross-entropy of each row with a target distribution.
+
+    ``H_i = −Σ_j P_ij log softmax_j(Z_i)``, the softmax running over the columns not left out.
+
+    Notation: ``Z`` is ``logits``, ``P`` is ``targets``, which is 0 wherever ``left_out`` is True.
+
+    Examples:
+        >>> none_left_out = torch.zeros(1, 4, dtype=torch.bool)
+        >>> round(cross_entropy(torch.ones(1, 4), none_left_out, torch.eye(4)[:1]).item(), 6)
+        1.386294
+    """
+    log_p = logits.masked_fill(left_out, -math.inf).log_softmax(dim=-1)
+    # 0 · (−inf) would be NaN, in the value and in the gradient.
+    return -(targets * log_p.masked_fill(targets == 0, 0.0)).sum(dim=-1)
+
+
+def clip_loss(
+    images: Float[Tensor, "batch dim"],
+    texts: Float[Tensor, "batch dim"],
+    positives: Float[Tensor, "batch batch"],
+    *,
+    scale: Float[Tensor, ""] | float,
+    false_negatives: FalseNegatives = "none",
+) -> Float[Tensor, ""]:
+    """Symmetric contrast of paired images and texts.
+
+    ``L = ½[CE(s·V Tᵀ) + CE(s·T Vᵀ)]``
+
+    Notation: ``V``, ``T`` are the normalised ``images``, ``texts``; ``s`` is ``scale``; the target of
+    row i is column i unless ``false_negatives`` says otherwise.
+
+    Args:
+        images: one vector an image, of any length.
+        texts: one vector a text, of any length.
+        positives: how far text j describes image i, in [0, 1].
+        scale: inverse temperature.
+        false_negatives: what becomes of other texts that describe the image; see
+            :func:`logit_mask_and_targets`.
+
+    Raises:
+        ConfigError: an unknown ``false_negatives``.
+
+    Examples:
+        >>> same = torch.ones(8, 3)
+        >>> round(clip_loss(same, same, torch.eye(8), scale=14.3).item(), 4)  # ln 8
+        2.0794
+
+    Source: Radford et al. 2021, arXiv 2103.00020, fig. 3.
+    """
+    logits = scale * unit(images) @ unit(texts).T
+    positives = positives.to(logits.dtype)
+    forward = cross_entropy(logits, *false_negative_targets(positives, mode=false_negatives))
+    backward = cross_entropy(logits.T, *false_negative_targets(positives.T, mode=false_negatives))
+    return (forward.mean() + backward.mean()) / 2
+
+
+class LogitScale(nn.Module):
+    """A learned inverse temperature ``s = exp(ℓ)``, at most 100.
+
+    Args:
+        temperature: the initial ``1 / s``.
+
+    Examples:
+        >>> round(LogitScale(temperature=0.07)().item(), 4)
+        14.2857
+    """
+
+    def __init__(self, *, temperature: float = 0.07) -> None:
+        super().__init__()
+        if not 0.01 <= temperature:
+            raise ConfigError(
+                f"temperature is {temperature}.",
+                hint="Allowed: 0.01 or more, since the scale is at most 100.",
+            )
+        self.log_scale = nn.Parameter(torch.tensor(-math.log(temperature)))
+
+    def forward(self) -> Float[Tensor, ""]:
+        """Return ``s``."""
+        return self.log_scale.exp()
+
+    @torch.no_grad()
+    def clamp_(self) -> None:
+        """Bring ``ℓ`` back to at most ``ln 100``; call it after each optimiser step."""
+        self.log_scale.clamp_(max=MAX_LOG_SCALE)

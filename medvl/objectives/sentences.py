@@ -1,0 +1,186 @@
+"""Contrast of sentences with the regions of every image: a sentence must find its own image."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from medvl.objectives.contrast import FalseNegatives, cross_entropy, logit_mask_and_targets, unit
+
+__all__ = ["sentence_keys", "sentence_positives", "sentence_region_loss", "sentence_region_scores"]
+
+# Sentence × image × region entries computed at once: 16 MiB in single precision. Larger blocks fall out
+# of a processor's cache and gain nothing; above it the block is computed again in the backward pass.
+BLOCK_ENTRIES = 1 << 22
+
+
+def _scores(
+    sentences: Float[Tensor, "sentences dim"],
+    regions: Float[Tensor, "batch regions dim"],
+    empty: Bool[Tensor, "batch regions"],
+    temperature: float,
+) -> Float[Tensor, "sentences batch"]:
+    similarity = (sentences @ regions.flatten(0, 1).T).unflatten(1, regions.shape[:2])
+    attention = (similarity / temperature).masked_fill(empty, -math.inf).softmax(dim=-1)
+    return (attention * similarity).sum(dim=-1)
+
+
+def sentence_region_scores(
+    sentences: Float[Tensor, "sentences dim"],
+    regions: Float[Tensor, "batch regions dim"],
+    region_mask: Bool[Tensor, "batch regions"],
+    *,
+    temperature: float = 0.1,
+    block_entries: int = BLOCK_ENTRIES,
+) -> Float[Tensor, "sentences batch"]:
+    """How well each sentence describes some place of each image.
+
+    ``a = softmax_p(e_m·p_b/τ)``, ``score_mb = Σ_p a_p (e_m·p_b)``
+
+    Notation: ``e``, ``p`` are the normalised ``sentences``, ``regions``; ``τ`` is ``temperature``. The
+    sum over regions is fused into the attention, so no attended vector is ever formed, and blocks of
+    sentences are recomputed in the backward pass: memory is ``sentences × batch`` plus one block.
+
+    Args:
+        sentences: one vector a sentence, those of all reports in one list.
+        regions: one vector a region of each image.
+        region_mask: True where a region sees the film; an image without any counts them all.
+        temperature: low looks at the best region, high at the mean.
+        block_entries: sentence × image × region entries held at once.
+
+    Examples:
+        >>> left_or_right = torch.eye(2)[None]  # one image of two regions
+        >>> score = sentence_region_scores(torch.eye(2)[:1], left_or_right, torch.ones(1, 2) > 0)
+        >>> round(score.item(), 6)  # 1 / (1 + e^-10)
+        0.999955
+    """
+    sentences, regions = unit(sentences), unit(regions)
+    # A softmax over no region is NaN.
+    empty = ~region_mask & region_mask.any(dim=-1, keepdim=True)
+    rows = max(1, block_entries // max(1, empty.numel()))
+    if len(sentences) <= rows:
+        return _scores(sentences, regions, empty, temperature)
+    return torch.cat(
+        [
+            checkpoint(
+                _scores, block, regions, empty, temperature, use_reentrant=False, preserve_rng_state=False
+            )
+            for block in sentences.split(rows)
+        ]
+    )
+
+
+def sentence_keys(
+    tokens: Int[Tensor, "batch tokens"], token_mask: Int[Tensor, "batch tokens"], *, sentences: int
+) -> Int[Tensor, "batch sentences"]:
+    """A 64-bit key of each sentence's token ids: equal keys say the same words in the same order.
+
+    Args:
+        tokens: token ids.
+        token_mask: k >= 1 is a token of the k-th sentence.
+        sentences: number of columns; a sentence without tokens gets the key 0.
+
+    Examples:
+        >>> tokens = torch.tensor([[7, 8, 9, 7, 8, 0]])
+        >>> mask = torch.tensor([[1, 1, 2, 3, 3, 0]])
+        >>> first, second, third = sentence_keys(tokens, mask, sentences=3)[0].tolist()
+        >>> first == third, first == second
+        (True, False)
+    """
+    index = token_mask.clamp_min(0).long()
+    column = torch.arange(tokens.shape[1], device=tokens.device).expand_as(index)
+    size = max(sentences, int(index.max()) if index.numel() else 0) + 1
+    first = torch.full((len(index), size), tokens.shape[1], device=tokens.device)
+    first = first.scatter_reduce(1, index, column, "amin")
+    # Mix the token with its place, then add over the sentence; 64-bit integers wrap around.
+    mixed = (tokens.long() + 1) * 0x2545F4914F6CDD1D + (column - first.gather(1, index)) * 0x1B873593CC9E2D51
+    mixed = (mixed ^ (mixed >> 29)) * 0x3C79AC492BA7B653
+    mixed = mixed ^ (mixed >> 32)
+    keys = torch.zeros((len(index), size), dtype=torch.long, device=tokens.device)
+    return keys.scatter_add(1, index, mixed)[:, 1 : sentences + 1]
+
+
+def sentence_positives(
+    positives: Float[Tensor, "batch batch"],
+    sentence_mask: Bool[Tensor, "batch sentences"],
+    keys: Int[Tensor, "batch sentences"] | None = None,
+) -> Float[Tensor, "valid batch"]:
+    """How far each image is a right answer to each valid sentence.
+
+    The image of the sentence's own report counts 1, another image as ``positives`` says of the two
+    cases, and, where ``keys`` are given, every image whose report says the sentence word for word
+    counts 1: "Heart size is normal." describes half of a clinic, and the other half of that half are
+    no negatives.
+
+    Examples:
+        >>> keys = torch.tensor([[5, 6], [5, 7]])
+        >>> sentence_positives(torch.eye(2), torch.ones(2, 2) > 0, keys).tolist()
+        [[1.0, 1.0], [1.0, 0.0], [1.0, 1.0], [0.0, 1.0]]
+    """
+    report, place = sentence_mask.nonzero(as_tuple=True)
+    by_case = positives.T[report]
+    if keys is None:
+        return by_case
+    own_key = keys[report, place]
+    said = torch.zeros(len(own_key), len(keys), dtype=torch.bool, device=keys.device)
+    for column in range(keys.shape[1]):
+        said |= (own_key[:, None] == keys[:, column]) & sentence_mask[:, column]
+    return by_case.masked_fill(said, 1.0)
+
+
+def sentence_region_loss(
+    sentences: Float[Tensor, "batch sentences dim"],
+    regions: Float[Tensor, "batch regions dim"],
+    sentence_mask: Bool[Tensor, "batch sentences"],
+    region_mask: Bool[Tensor, "batch regions"],
+    positives: Float[Tensor, "batch batch"],
+    keys: Int[Tensor, "batch sentences"] | None = None,
+    *,
+    scale: Float[Tensor, ""] | float,
+    temperature: float = 0.1,
+    false_negatives: FalseNegatives = "soft",
+    block_entries: int = BLOCK_ENTRIES,
+) -> Float[Tensor, ""]:
+    """Each sentence must find its own image among all images of the batch, by its best regions.
+
+    ``L = (1/M) Σ_m H_m``, ``H_m = −Σ_b P_mb log softmax_b(s · score_mb)``
+
+    Notation: ``M`` counts the valid sentences of all reports; ``score`` is
+    :func:`sentence_region_scores`; ``s`` is ``scale``; ``P`` is :func:`sentence_positives` under the rule
+    ``false_negatives``. Without any sentence the loss is 0.
+
+    Args:
+        sentences: one vector a sentence.
+        regions: one vector a region, of the same width.
+        sentence_mask: True where a sentence is real.
+        region_mask: True where a region sees the film.
+        positives: how far text j describes image i, in [0, 1].
+        keys: equal where two sentences say the same words; see :func:`sentence_keys`.
+        scale: inverse temperature of the contrast.
+        temperature: τ of the attention over regions.
+        false_negatives: what becomes of other images that the sentence describes; see
+            :func:`medvl.objectives.contrast.logit_mask_and_targets`.
+        block_entries: sentence × image × region entries held at once.
+
+    Raises:
+        ConfigError: an unknown ``false_negatives``.
+
+    Examples:
+        >>> same = torch.ones(4, 3, 2), torch.ones(4, 9, 2)
+        >>> real = torch.ones(4, 3) > 0, torch.ones(4, 9) > 0
+        >>> round(sentence_region_loss(*same, *real, torch.eye(4), scale=10.0).item(), 6)  # ln 4
+        1.386294
+    """
+    flat = sentences[sentence_mask]
+    logits = scale * sentence_region_scores(
+        flat, regions, region_mask, temperature=temperature, block_entries=block_entries
+    )
+    report = sentence_mask.nonzero(as_tuple=True)[0]
+    own = report[:, None] == torch.arange(len(regions), device=report.device)
+    right = sentence_positives(positives.to(logits.dtype), sentence_mask, keys)
+    losses = cross_entropy(logits, *logit_mask_and_targets(right, own, mode=false_negatives))
+    return losses.sum() / max(1, len(losses))
