@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import unicodedata
 from typing import Any, ClassVar, Literal, Self
 
@@ -21,12 +22,26 @@ from medvl.errors import ConfigError, DigestMismatch, nearest
 from medvl.images import Image, Photometric, Unit, VoiLut, Window
 from medvl.records import Box, Report, Sentence
 
-__all__ = ["InputSpec", "PixelSpec", "ReportSpec", "Spec", "fold", "text_hash"]
+__all__ = ["PLACEHOLDER", "InputSpec", "PixelSpec", "ReportSpec", "Spec", "fold", "text_hash"]
+
+
+PLACEHOLDER = re.compile(r"_{2,}|(?<![A-Za-z])X{3,}(?![A-Za-z])|\[\*\*[^\]\n]{0,60}\*\*\]")
+"""What de-identified reports hold in place of a word: ``___`` (MIMIC), ``XXXX`` (IU X-ray), ``[**…**]``."""
+
+_INVISIBLE = frozenset({"Cc", "Cf", "Cs"})  # control, format (zero width, direction), lone surrogate
 
 
 def fold(text: str) -> str:
-    """Return ``text`` in Unicode NFC with white space folded to single blanks."""
-    return " ".join(unicodedata.normalize("NFC", text).split())
+    r"""Return ``text`` in Unicode NFC, invisible characters gone, white space folded to single blanks.
+
+    Examples:
+        >>> fold("no\u200b  effu\x00sion\n")
+        'no effusion'
+    """
+    if not (text.isascii() and text.isprintable()):
+        text = "".join(c for c in text if c.isspace() or unicodedata.category(c) not in _INVISIBLE)
+        text = unicodedata.normalize("NFC", text)
+    return " ".join(text.split())
 
 
 def text_hash(text: str) -> str:
@@ -205,16 +220,18 @@ class ReportSpec(Spec):
         retrieval_drop, generation_drop: sentences with any of these tags are left out of the view.
         retrieval_sections, generation_sections: sections that the view reads, in the order of the
             text; empty means all of them.
+        placeholder: what stands in a view for ``___``, ``XXXX`` and the like.
     """
 
     what: ClassVar[str] = "report spec"
     parser: str = "en-1"
     retrieval_sections: tuple[str, ...] = ()
-    retrieval_drop: tuple[str, ...] = ("identity", "communication", "empty")
-    generation_sections: tuple[str, ...] = ("findings", "impression", "body")
+    retrieval_drop: tuple[str, ...] = ("identity", "communication", "comparison", "empty")
+    generation_sections: tuple[str, ...] = ("findings", "impression", "addendum", "body")
     generation_drop: tuple[str, ...] = (
         "identity",
         "communication",
+        "comparison",
         "empty",
         "prior",
         "recommendation",
@@ -222,20 +239,24 @@ class ReportSpec(Spec):
         "history",
         "placeholder",
     )
+    placeholder: str = "[redacted]"
+
+    def reason(self, sentence: Sentence, view: Literal["retrieval", "generation"]) -> str | None:
+        """Say why ``view`` leaves a sentence out; None when it is kept."""
+        sections = self.retrieval_sections if view == "retrieval" else self.generation_sections
+        drop = self.retrieval_drop if view == "retrieval" else self.generation_drop
+        if sections and sentence.section not in sections:
+            return f"section {sentence.section}"
+        return "+".join(tag for tag in sentence.tags if tag in drop) or None
 
     def kept(self, report: Report, view: Literal["retrieval", "generation"]) -> tuple[Sentence, ...]:
-        """Return the sentences of ``view``; the tags of the others say why they are out."""
-        sections = self.retrieval_sections if view == "retrieval" else self.generation_sections
-        drop = set(self.retrieval_drop if view == "retrieval" else self.generation_drop)
-        return tuple(
-            sentence
-            for sentence in report.sentences
-            if (not sections or sentence.section in sections) and not drop.intersection(sentence.tags)
-        )
+        """Return the sentences of ``view``; :meth:`reason` says why the others are out."""
+        return tuple(s for s in report.sentences if self.reason(s, view) is None)
 
     def render(self, report: Report, view: Literal["retrieval", "generation"]) -> tuple[str, ...]:
-        """Return the words of each kept sentence."""
-        return tuple(report.sentence_text(sentence) for sentence in self.kept(report, view))
+        """Return the words of each kept sentence: NFC, nothing invisible, placeholders made uniform."""
+        shown = (fold(report.text[s.start : s.end]) for s in self.kept(report, view))
+        return tuple(PLACEHOLDER.sub(lambda _: self.placeholder, words) for words in shown)
 
 
 def _luminance(array: Shaped[np.ndarray, "channels height width"]) -> Shaped[np.ndarray, "height width"]:
