@@ -44,6 +44,7 @@ __all__ = [
     "Store",
     "index_bytes",
     "pack",
+    "read_pixels",
     "record_row",
     "row_record",
     "unpack",
@@ -246,6 +247,31 @@ def _add(tar: tarfile.TarFile, name: str, data: bytes) -> int:
     return offset
 
 
+def read_pixels(shards: Path, record: Record) -> Shaped[np.ndarray, "..."]:
+    """Read one stored array from a folder of shards by its offset.
+
+    Raises:
+        StoreError: the shard is missing, the payload is cut short, or its checksum differs.
+    """
+    if not _SHARD.fullmatch(record.shard):
+        raise StoreError(f"{record.shard!r} is not the name of a shard.", hint=_AGAIN)
+    try:
+        shard = os.open(shards / record.shard, os.O_RDONLY)
+    except FileNotFoundError as error:
+        raise StoreError(f"shard {record.shard} is missing.", hint=_AGAIN) from error
+    try:
+        payload = os.pread(shard, record.size, record.offset)
+    finally:
+        os.close(shard)
+    if len(payload) != record.size or zlib.crc32(payload) != record.crc32:
+        raise StoreError(
+            f"record {record.record_id} in shard {record.shard} is damaged: {len(payload)} of "
+            f"{record.size} bytes, checksum {zlib.crc32(payload)} instead of {record.crc32}.",
+            hint=_AGAIN,
+        )
+    return unpack(payload)
+
+
 class Store:
     """A record store opened for reading; cheap to pickle, safe to share between processes.
 
@@ -320,23 +346,7 @@ class Store:
         Raises:
             StoreError: the shard is missing, the payload is cut short, or its checksum differs.
         """
-        if not _SHARD.fullmatch(record.shard):
-            raise StoreError(f"{record.shard!r} is not the name of a shard.", hint=_AGAIN)
-        try:
-            shard = os.open(self.path / "shards" / record.shard, os.O_RDONLY)
-        except FileNotFoundError as error:
-            raise StoreError(f"shard {record.shard} is missing.", hint=_AGAIN) from error
-        try:
-            payload = os.pread(shard, record.size, record.offset)
-        finally:
-            os.close(shard)
-        if len(payload) != record.size or zlib.crc32(payload) != record.crc32:
-            raise StoreError(
-                f"record {record.record_id} in shard {record.shard} is damaged: {len(payload)} of "
-                f"{record.size} bytes, checksum {zlib.crc32(payload)} instead of {record.crc32}.",
-                hint=_AGAIN,
-            )
-        return unpack(payload)
+        return read_pixels(self.path / "shards", record)
 
     def __iter__(self) -> Iterator[tuple[Record, Shaped[np.ndarray, "..."]]]:
         """Iterate over records and their arrays."""

@@ -1,0 +1,108 @@
+"""Keyed pseudonyms: whoever holds the key can name a patient again, nobody else can."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import os
+import secrets
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from medvl.errors import UsageError
+from medvl.store import write_atomic
+
+__all__ = ["KEY_BYTES", "Pseudonyms", "keep_key", "write_sources"]
+
+KEY_BYTES = 32
+
+
+@dataclass(frozen=True)
+class Pseudonyms:
+    """Ids as keyed BLAKE2b hashes: equal names give equal ids, and the key alone leads back.
+
+    Args:
+        key: secret bytes, 16 to 64 of them.
+
+    Raises:
+        UsageError: the key is too short or too long.
+
+    Examples:
+        >>> ids = Pseudonyms(bytes(32))
+        >>> ids.patient("DOE^JOHN")
+        'f05ab1b1e4a7e5c9eea8'
+        >>> ids.patient("DOE^JOHN") == ids.study("DOE^JOHN")
+        False
+    """
+
+    key: bytes
+
+    def __post_init__(self) -> None:
+        if not 16 <= len(self.key) <= hashlib.blake2b.MAX_KEY_SIZE:
+            raise UsageError(
+                f"the pseudonym key has {len(self.key)} bytes; allowed are 16 to 64.",
+                hint="Make one with: head -c 32 /dev/urandom",
+            )
+
+    def patient(self, name: str) -> str:
+        """Return the id of a patient or group."""
+        return self._hash("patient", name)
+
+    def study(self, name: str) -> str:
+        """Return the id of a study."""
+        return self._hash("study", name)
+
+    def record(self, source: str) -> str:
+        """Return the id of one image, named by its path below the source folder."""
+        return self._hash("record", source)
+
+    def _hash(self, kind: str, name: str) -> str:
+        data = name.encode("utf-8", "surrogateescape")
+        return hashlib.blake2b(data, digest_size=10, key=self.key, person=kind.encode()).hexdigest()
+
+
+def keep_key(private: Path, *, given: bytes | None = None) -> bytes:
+    """Return the key of an output folder; the first call makes it, or takes the given one.
+
+    The file is readable by its owner alone (mode 0600).
+
+    Raises:
+        UsageError: another key is given than the one the folder was begun with.
+    """
+    path = private / "key"
+    if path.is_file():
+        key = bytes.fromhex(path.read_text("ascii"))
+        if given is not None and given != key:
+            raise UsageError(
+                "the given pseudonym key is not the one that this output folder was begun with.",
+                hint="Leave the key out to go on with the kept one, or choose another output folder.",
+            )
+        return key
+    key = given if given is not None else secrets.token_bytes(KEY_BYTES)
+    Pseudonyms(key)
+    _write_secret(path, key.hex().encode())
+    return key
+
+
+def write_sources(private: Path, rows: Iterable[tuple[str, str, str]]) -> None:
+    """Write the table that leads from a record id and a file token back to the source path.
+
+    Args:
+        private: the private folder of the store.
+        rows: record id, file token and path below the source folder.
+    """
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(("item", "token", "path"))
+    writer.writerows(rows)
+    _write_secret(private / "sources.csv", stream.getvalue().encode("utf-8", "surrogateescape"))
+
+
+def _write_secret(path: Path, data: bytes) -> None:
+    previous = os.umask(0o077)
+    try:
+        write_atomic(path, data)
+    finally:
+        os.umask(previous)
