@@ -3,30 +3,72 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
+from torch.autograd.function import once_differentiable
 
 from medvl.objectives.contrast import FalseNegatives, cross_entropy, logit_mask_and_targets, unit
 
 __all__ = ["sentence_keys", "sentence_positives", "sentence_region_loss", "sentence_region_scores"]
 
-# Sentence × image × region entries computed at once: 16 MiB in single precision. Larger blocks fall out
-# of a processor's cache and gain nothing; above it the block is computed again in the backward pass.
-BLOCK_ENTRIES = 1 << 22
+# Sentence × image × region entries computed at once: 4 MiB in single precision stay in a processor's
+# cache; an accelerator wants fewer, larger blocks.
+CPU_BLOCK_ENTRIES = 1 << 20
+BLOCK_ENTRIES = 1 << 25
 
 
-def _scores(
+def _attend(
     sentences: Float[Tensor, "sentences dim"],
     regions: Float[Tensor, "batch regions dim"],
     empty: Bool[Tensor, "batch regions"],
     temperature: float,
-) -> Float[Tensor, "sentences batch"]:
+) -> tuple[Float[Tensor, "sentences batch regions"], Float[Tensor, "sentences batch regions"]]:
+    """Return the similarity of sentences with regions, and the attention over the regions."""
     similarity = (sentences @ regions.flatten(0, 1).T).unflatten(1, regions.shape[:2])
-    attention = (similarity / temperature).masked_fill(empty, -math.inf).softmax(dim=-1)
-    return (attention * similarity).sum(dim=-1)
+    return similarity, (similarity / temperature).masked_fill_(empty, -math.inf).softmax(dim=-1)
+
+
+class _BlockwiseScores(torch.autograd.Function):
+    """Scores by blocks of sentences; the backward pass computes each block again.
+
+    ``∂score/∂x_p = a_p (1 + (x_p − score)/τ)`` for ``score = Σ_p a_p x_p``, ``a = softmax(x/τ)``.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        sentences: Float[Tensor, "sentences dim"],
+        regions: Float[Tensor, "batch regions dim"],
+        empty: Bool[Tensor, "batch regions"],
+        temperature: float,
+        rows: int,
+    ) -> Float[Tensor, "sentences batch"]:
+        blocks = []
+        for block in sentences.split(rows):
+            similarity, attention = _attend(block, regions, empty, temperature)
+            blocks.append(attention.mul_(similarity).sum(dim=-1))
+        scores = torch.cat(blocks)
+        ctx.save_for_backward(sentences, regions, empty, scores)
+        ctx.temperature, ctx.rows = temperature, rows
+        return scores
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Float[Tensor, "sentences batch"]) -> tuple[Tensor | None, ...]:
+        sentences, regions, empty, scores = ctx.saved_tensors
+        by_sentence, by_region = [], torch.zeros_like(regions).flatten(0, 1)
+        for block, score, upstream in zip(
+            sentences.split(ctx.rows), scores.split(ctx.rows), gradient.split(ctx.rows), strict=True
+        ):
+            similarity, attention = _attend(block, regions, empty, ctx.temperature)
+            slope = similarity.sub_(score[..., None]).div_(ctx.temperature).add_(1.0).mul_(attention)
+            slope = slope.mul_(upstream[..., None]).flatten(1)
+            by_sentence.append(slope @ regions.flatten(0, 1))
+            by_region += slope.T @ block
+        return torch.cat(by_sentence), by_region.view_as(regions), None, None, None
 
 
 def sentence_region_scores(
@@ -35,7 +77,7 @@ def sentence_region_scores(
     region_mask: Bool[Tensor, "batch regions"],
     *,
     temperature: float = 0.1,
-    block_entries: int = BLOCK_ENTRIES,
+    block_entries: int | None = None,
 ) -> Float[Tensor, "sentences batch"]:
     """How well each sentence describes some place of each image.
 
@@ -50,7 +92,7 @@ def sentence_region_scores(
         regions: one vector a region of each image.
         region_mask: True where a region sees the film; an image without any counts them all.
         temperature: low looks at the best region, high at the mean.
-        block_entries: sentence × image × region entries held at once.
+        block_entries: sentence × image × region entries held at once; None suits the device.
 
     Examples:
         >>> left_or_right = torch.eye(2)[None]  # one image of two regions
@@ -61,17 +103,10 @@ def sentence_region_scores(
     sentences, regions = unit(sentences), unit(regions)
     # A softmax over no region is NaN.
     empty = ~region_mask & region_mask.any(dim=-1, keepdim=True)
+    if block_entries is None:
+        block_entries = CPU_BLOCK_ENTRIES if regions.device.type == "cpu" else BLOCK_ENTRIES
     rows = max(1, block_entries // max(1, empty.numel()))
-    if len(sentences) <= rows:
-        return _scores(sentences, regions, empty, temperature)
-    return torch.cat(
-        [
-            checkpoint(
-                _scores, block, regions, empty, temperature, use_reentrant=False, preserve_rng_state=False
-            )
-            for block in sentences.split(rows)
-        ]
-    )
+    return _BlockwiseScores.apply(sentences, regions, empty, temperature, rows)
 
 
 def sentence_keys(
@@ -143,7 +178,7 @@ def sentence_region_loss(
     scale: Float[Tensor, ""] | float,
     temperature: float = 0.1,
     false_negatives: FalseNegatives = "soft",
-    block_entries: int = BLOCK_ENTRIES,
+    block_entries: int | None = None,
 ) -> Float[Tensor, ""]:
     """Each sentence must find its own image among all images of the batch, by its best regions.
 
@@ -164,7 +199,7 @@ def sentence_region_loss(
         temperature: τ of the attention over regions.
         false_negatives: what becomes of other images that the sentence describes; see
             :func:`medvl.objectives.contrast.logit_mask_and_targets`.
-        block_entries: sentence × image × region entries held at once.
+        block_entries: sentence × image × region entries held at once; None suits the device.
 
     Raises:
         ConfigError: an unknown ``false_negatives``.
