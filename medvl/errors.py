@@ -11,6 +11,8 @@ MedvlError                        exit 4
 │   ├── PixelLimit                         a header that asks for more pixels than allowed
 │   ├── DecompressionLimit                 a stream that inflates beyond the limit
 │   ├── NestingLimit                       sequences, JSON or YAML nested too deeply
+│   ├── BadElement                         a DICOM element has a value that the standard forbids
+│   ├── MultiFrame                         several frames, and none was chosen
 │   ├── DecodeError                        a codec refused the pixel data
 │   ├── BadImage                           a raster file that is damaged or not an image
 │   ├── BadTable                           a report table that cannot be read or matched
@@ -34,6 +36,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 __all__ = [
+    "BadElement",
     "BadImage",
     "BadReport",
     "BadTable",
@@ -49,6 +52,7 @@ __all__ = [
     "IntegrityError",
     "MedvlError",
     "MissingDependency",
+    "MultiFrame",
     "NestingLimit",
     "NotDicom",
     "PixelLimit",
@@ -131,6 +135,14 @@ class DecompressionLimit(InputError):
 
 class NestingLimit(InputError):
     """A structure is nested more deeply than the limit allows."""
+
+
+class BadElement(InputError):
+    """A DICOM element has a value that the standard forbids."""
+
+
+class MultiFrame(InputError):
+    """The file holds several frames, and the call names none of them."""
 
 
 class DecodeError(InputError):

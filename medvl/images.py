@@ -72,6 +72,7 @@ class Image:
         view: ``"PA"``, ``"AP"``, ``"LATERAL"``, … if stated.
         laterality: ``"L"``, ``"R"``, ``"B"`` or None.
         bits_stored: significant bits of a stored value; sets the full range of ``GREY``.
+        padding: lowest and highest value that only pads the picture to a rectangle, or None.
         notes: repairs that the reader made and says so ("window width 0 taken as 1").
     """
 
@@ -86,4 +87,5 @@ class Image:
     view: str | None = None
     laterality: str | None = None
     bits_stored: int = 16
+    padding: tuple[float, float] | None = None
     notes: tuple[str, ...] = ()

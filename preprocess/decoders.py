@@ -1,0 +1,325 @@
+"""Pixel bytes to stored values: one named decoder per transfer syntax, its fall-backs, and its walls."""
+
+from __future__ import annotations
+
+import math
+import os
+import struct
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Shaped
+from pydicom.pixels import get_decoder
+from pydicom.uid import UID
+
+from medvl.errors import BadElement, DecodeError, MedvlError, TruncatedPixels
+from medvl.preprocess.part10 import UNDEFINED, Part10
+
+__all__ = ["DECODERS", "PixelLayout", "decode", "plugins"]
+
+DECODERS: dict[str, tuple[str, ...]] = {
+    "1.2.840.10008.1.2.5": ("pylibjpeg", "pydicom"),  # RLE
+    "1.2.840.10008.1.2.4.50": ("pillow", "gdcm", "pylibjpeg"),  # JPEG baseline
+    "1.2.840.10008.1.2.4.51": ("pylibjpeg", "gdcm", "pillow"),  # JPEG extended
+    "1.2.840.10008.1.2.4.57": ("gdcm", "pylibjpeg"),  # JPEG lossless
+    "1.2.840.10008.1.2.4.70": ("gdcm", "pylibjpeg"),  # JPEG lossless, first-order
+    "1.2.840.10008.1.2.4.80": ("pyjpegls", "gdcm", "pylibjpeg"),  # JPEG-LS lossless
+    "1.2.840.10008.1.2.4.81": ("pyjpegls", "gdcm", "pylibjpeg"),  # JPEG-LS near-lossless
+    "1.2.840.10008.1.2.4.90": ("pylibjpeg", "gdcm", "pillow"),  # JPEG 2000 lossless
+    "1.2.840.10008.1.2.4.91": ("pylibjpeg", "gdcm", "pillow"),  # JPEG 2000
+    "1.2.840.10008.1.2.4.201": ("pylibjpeg",),  # HTJ2K lossless
+    "1.2.840.10008.1.2.4.202": ("pylibjpeg",),  # HTJ2K lossless, RPCL
+    "1.2.840.10008.1.2.4.203": ("pylibjpeg",),  # HTJ2K
+}
+"""Transfer syntax to plug-ins of pydicom, the fastest exact one first; pydicom's own choice is
+slower for JPEG-LS and JPEG 2000 by a factor of 1.2 to 1.8."""
+
+NATIVE = {
+    "1.2.840.10008.1.2",
+    "1.2.840.10008.1.2.1",
+    "1.2.840.10008.1.2.1.99",
+    "1.2.840.10008.1.2.2",
+}
+JPEG_EXTENDED = "1.2.840.10008.1.2.4.51"
+_STDERR = threading.Lock()
+
+
+@dataclass(frozen=True)
+class PixelLayout:
+    """How the header says the pixel bytes are to be read (PS3.3 C.7.6.3)."""
+
+    rows: int
+    columns: int
+    frames: int
+    samples: int
+    photometric: str
+    bits_allocated: int
+    bits_stored: int
+    high_bit: int
+    signed: int
+    """PixelRepresentation: 0 unsigned, 1 two's complement."""
+    planar: int
+
+    def check(self) -> None:
+        """Refuse bit counts that contradict one another.
+
+        Raises:
+            BadElement: naming the element.
+        """
+        if self.bits_allocated not in (1, 8, 16, 32, 64):
+            raise BadElement(f"BitsAllocated is {self.bits_allocated}; allowed: 1, 8, 16, 32, 64.")
+        if not 1 <= self.bits_stored <= self.bits_allocated:
+            raise BadElement(
+                f"BitsStored is {self.bits_stored}; it must lie between 1 and BitsAllocated, "
+                f"which is {self.bits_allocated}."
+            )
+        if not self.bits_stored - 1 <= self.high_bit < self.bits_allocated:
+            raise BadElement(
+                f"HighBit is {self.high_bit}; with BitsStored {self.bits_stored} it must be {self.bits_stored - 1}."
+            )
+        if self.signed not in (0, 1):
+            raise BadElement(f"PixelRepresentation is {self.signed}; allowed: 0, 1.")
+        if self.samples not in (1, 3):
+            raise BadElement(f"SamplesPerPixel is {self.samples}; allowed: 1, 3.")
+        if not self.rows or not self.columns or not self.frames:
+            raise BadElement(
+                f"the header announces {self.rows} rows, {self.columns} columns and {self.frames} frames; "
+                "each must be at least 1."
+            )
+
+    @property
+    def frame_bytes(self) -> int:
+        """Bytes of one native frame; a fraction of a byte only for 1-bit pixels."""
+        values = self.rows * self.columns * self.samples
+        if self.photometric == "YBR_FULL_422":  # two bytes a pixel instead of three
+            values = values * 2 // 3
+        return math.ceil(values * self.bits_allocated / 8)
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of all native frames."""
+        if self.bits_allocated == 1:
+            return math.ceil(self.rows * self.columns * self.samples * self.frames / 8)
+        return self.frame_bytes * self.frames
+
+
+def plugins(transfer_syntax: str) -> tuple[str, ...]:
+    """Return the plug-ins for a transfer syntax that are installed, in the order in which they are tried."""
+    if transfer_syntax not in DECODERS:
+        return ()
+    available = get_decoder(UID(transfer_syntax)).available_plugins
+    return tuple(name for name in DECODERS[transfer_syntax] if name in available)
+
+
+def decode(part10: Part10, layout: PixelLayout, *, frame: int) -> tuple[Shaped[np.ndarray, "..."], str]:
+    """Decode one frame of an open file.
+
+    Returns:
+        Stored values, rows × columns (× 3), unused bits cleared and the sign extended, with the
+        photometric interpretation that they have now: YBR has become RGB.
+
+    Raises:
+        TruncatedPixels: fewer bytes than the header promises.
+        DecodeError: no installed decoder can read them.
+    """
+    if part10.pixel_length == UNDEFINED:
+        return _encapsulated(part10, layout, frame=frame)
+    if part10.transfer_syntax not in NATIVE:
+        raise DecodeError(
+            f"the transfer syntax is {UID(part10.transfer_syntax).name}, but the pixel data are not encapsulated."
+        )
+    got = min(part10.pixel_length, part10.pixel_bytes_left)
+    if got < layout.total_bytes:
+        raise TruncatedPixels(
+            f"the pixel data hold {got:,} bytes; the header promises {layout.total_bytes:,}.",
+            hint="Export the file again; nothing is filled in.",
+        )
+    if layout.samples == 1 and layout.bits_allocated > 1 and not _swapped_bytes(part10, layout):
+        return _native(part10, layout, frame=frame), layout.photometric
+    part10.stream.seek(part10.pixel_start)
+    payload = part10.stream.read(layout.total_bytes + layout.total_bytes % 2)
+    options = _options(layout) | {"pixel_vr": part10.pixel_vr or "OW"}
+    return _run(part10.transfer_syntax, payload, options, frame=frame, plugin="")
+
+
+def _swapped_bytes(part10: Part10, layout: PixelLayout) -> bool:
+    return not part10.little_endian and layout.bits_allocated == 8  # OW holds them pairwise swapped
+
+
+def _native(part10: Part10, layout: PixelLayout, *, frame: int) -> Shaped[np.ndarray, "rows columns"]:
+    order = "<" if part10.little_endian else ">"
+    kind = "ui"[layout.signed] if part10.pixel_keyword == "PixelData" else "f"
+    pixels = np.empty((layout.rows, layout.columns), f"{order}{kind}{layout.bits_allocated // 8}")
+    part10.stream.seek(part10.pixel_start + frame * layout.frame_bytes)
+    part10.stream.readinto(memoryview(pixels).cast("B"))  # type: ignore[attr-defined]
+    if not part10.little_endian:
+        pixels = pixels.astype(pixels.dtype.newbyteorder("="))
+    if kind != "f":
+        _clear_unused_bits(pixels, layout)
+    return pixels
+
+
+def _clear_unused_bits(pixels: Shaped[np.ndarray, "rows columns"], layout: PixelLayout) -> None:
+    unused = layout.bits_allocated - layout.bits_stored  # PS3.5 8.1.1: their content means nothing
+    above = layout.bits_allocated - 1 - layout.high_bit
+    if unused and layout.signed:
+        np.left_shift(pixels, above, out=pixels)
+        np.right_shift(pixels, unused, out=pixels)  # arithmetic: extends the sign
+    elif unused:
+        if unused != above:
+            np.right_shift(pixels, unused - above, out=pixels)
+        np.bitwise_and(pixels, pixels.dtype.type(2**layout.bits_stored - 1), out=pixels)
+
+
+def _options(layout: PixelLayout) -> dict[str, object]:
+    return {
+        "rows": layout.rows,
+        "columns": layout.columns,
+        "number_of_frames": layout.frames,
+        "samples_per_pixel": layout.samples,
+        "photometric_interpretation": layout.photometric,
+        "bits_allocated": layout.bits_allocated,
+        "bits_stored": layout.bits_stored,
+        "pixel_representation": layout.signed,
+        "planar_configuration": layout.planar,
+        "pixel_keyword": "PixelData",
+    }
+
+
+def _run(
+    syntax: str, payload: bytes, options: dict[str, object], *, frame: int, plugin: str
+) -> tuple[Shaped[np.ndarray, "..."], str]:
+    pixels, about = get_decoder(UID(syntax)).as_array(payload, index=frame, decoding_plugin=plugin, **options)
+    return pixels, str(about["photometric_interpretation"])
+
+
+def _encapsulated(
+    part10: Part10, layout: PixelLayout, *, frame: int
+) -> tuple[Shaped[np.ndarray, "..."], str]:
+    part10.stream.seek(part10.pixel_start)
+    payload = part10.stream.read()
+    fragments, end = _fragments(payload)
+    syntax = part10.transfer_syntax
+    stream = Codestream.read(payload, fragments[0][0]) if fragments else None
+    if syntax in NATIVE and stream is not None:
+        part10.notes.append(
+            f"encapsulated pixels under a native transfer syntax, read as {UID(stream.syntax).name}"
+        )
+        syntax = stream.syntax
+    if not fragments:
+        raise TruncatedPixels(f"the pixel data hold 0 fragments; {layout.frames} frame(s) are promised.")
+    for start, _ in fragments:
+        shown = Codestream.read(payload, start) if start else None
+        if shown is not None and shown.rows * shown.columns > layout.rows * layout.columns:
+            raise DecodeError(
+                f"a codestream holds {shown.rows:,} × {shown.columns:,} pixels; the header announces "
+                f"{layout.rows:,} × {layout.columns:,}."
+            )
+    names = plugins(syntax)
+    if syntax == JPEG_EXTENDED and stream is not None and stream.bits > 8 and "pylibjpeg" not in names:
+        raise DecodeError(
+            f"the pixel data are {stream.bits}-bit JPEG (transfer syntax {syntax}), which no default decoder reads.",
+            hint="Install the opt-in package pylibjpeg-libjpeg (its licence is GPL-3.0).",
+        )
+    if not names:
+        raise DecodeError(
+            f"no decoder is installed for the transfer syntax {UID(syntax).name} ({syntax}).",
+            hint="Run 'medvl doctor' to see what is missing.",
+        )
+    said: list[str] = []
+    for name in names:
+        with _captured_stderr() as native:
+            try:
+                return _run(syntax, payload[:end], _options(layout), frame=frame, plugin=name)
+            except MedvlError:
+                raise
+            except Exception as error:  # a codec met with hostile bytes raises nearly anything
+                reason = f"{name}: {type(error).__name__}"
+                cause: Exception | None = error
+        said.append(f"{reason} {native[0]}".strip())
+        last = cause
+    raise DecodeError(
+        f"no decoder could read the pixel data ({UID(syntax).name}); tried {'; '.join(said)}.",
+        hint="Export the file again.",
+    ) from last
+
+
+def _fragments(payload: bytes) -> tuple[list[tuple[int, int]], int]:
+    """Return start and length of each fragment after the offset table, and the end of the value (PS3.5 A.4)."""
+    places: list[tuple[int, int]] = []
+    position = 0
+    while position + 8 <= len(payload):
+        tag, length = struct.unpack_from("<LL", payload, position)
+        if tag == 0xE0DDFFFE:
+            position += 8
+            break
+        if tag != 0xE000FFFE:
+            break
+        start = position + 8
+        if start + length > len(payload):
+            raise TruncatedPixels(
+                f"a fragment of the pixel data holds {len(payload) - start:,} bytes; its header promises "
+                f"{length:,}.",
+                hint="Export the file again; nothing is filled in.",
+            )
+        places.append((start, length))
+        position = start + length
+    return places[1:], position
+
+
+@dataclass(frozen=True)
+class Codestream:
+    """What a codestream says of itself, read before a decoder takes memory for it."""
+
+    syntax: str
+    rows: int
+    columns: int
+    bits: int
+
+    @classmethod
+    def read(cls, payload: bytes, start: int) -> Codestream | None:
+        """Read the frame header of a JPEG, JPEG-LS or JPEG 2000 codestream; None if it is none."""
+        if payload[start : start + 2] == b"\xff\xd8":
+            return cls._jpeg(payload, start + 2)
+        place = payload.find(b"\xff\x4f\xff\x51", start, start + 4096)  # SOC, SIZ: ISO/IEC 15444-1 A.5
+        if place < 0 or place + 43 > len(payload):
+            return None
+        right, bottom, left, top = struct.unpack_from(">4L", payload, place + 8)
+        depth = (payload[place + 42] & 0x7F) + 1
+        return cls("1.2.840.10008.1.2.4.91", max(0, bottom - top), max(0, right - left), depth)
+
+    @classmethod
+    def _jpeg(cls, payload: bytes, position: int) -> Codestream | None:
+        frames = {0xC0: "50", 0xC1: "51", 0xC2: "51", 0xC3: "70", 0xF7: "81"}  # ISO/IEC 10918-1 B.1.1.3
+        while position + 9 <= len(payload) and payload[position] == 0xFF:
+            marker, length = struct.unpack_from(">BH", payload, position + 1)
+            if marker in frames:
+                bits, rows, columns = struct.unpack_from(">BHH", payload, position + 4)
+                return cls(f"1.2.840.10008.1.2.4.{frames[marker]}", rows, columns, bits)
+            position += 2 + length if marker != 0xFF else 1
+        return None
+
+
+@contextmanager
+def _captured_stderr() -> Iterator[list[str]]:
+    """Keep what a native codec writes to file descriptor 2; the first line is given after the block."""
+    said = [""]
+    with _STDERR, tempfile.TemporaryFile() as catcher:
+        try:
+            kept = os.dup(2)
+        except OSError:  # a daemon may have closed it
+            yield said
+            return
+        os.dup2(catcher.fileno(), 2)
+        try:
+            yield said
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+            catcher.seek(0)
+            lines = catcher.read(400).decode("ascii", "replace").strip().splitlines()
+            said[0] = f"({lines[0][:120]})" if lines else ""

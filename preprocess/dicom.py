@@ -1,0 +1,285 @@
+"""A DICOM image in the values of its modality: LUT or rescale, VOI, polarity, spacing, view."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float, Shaped, UInt8
+from pydicom.dataset import Dataset
+from pydicom.pixels import apply_color_lut
+
+from medvl.errors import DecodeError, MultiFrame
+from medvl.images import Image, Photometric, Unit
+from medvl.preprocess import grey
+from medvl.preprocess.decoders import PixelLayout, decode
+from medvl.preprocess.limits import DEFAULT_LIMITS, Limits, check_pixels
+from medvl.preprocess.part10 import Part10, first_text, integer, missing, numbers, opened, values
+
+__all__ = ["DicomHeader", "read_dicom", "read_header"]
+
+MONOCHROME = ("MONOCHROME1", "MONOCHROME2")
+VIEW_CODES = {  # PS3.16 CID 4010, SNOMED CT and the retired SNOMED RT codes
+    "399348003": "AP",
+    "R-10206": "AP",
+    "272479007": "PA",
+    "R-40888": "PA",
+    "R-10214": "PA",
+    "399067008": "LATERAL",
+    "R-102CD": "LATERAL",
+    "399173006": "LATERAL",
+    "R-10236": "LATERAL",
+    "399198007": "LATERAL",
+    "R-10232": "LATERAL",
+}
+VIEW_WORDS = {"LL": "LATERAL", "RL": "LATERAL", "LAT": "LATERAL"}
+
+
+@dataclass(frozen=True)
+class DicomHeader:
+    """What pairing needs of a header, and nothing more; the identifiers stay in memory.
+
+    Attributes:
+        patient_id, accession, study_uid, series_uid, sop_uid, sop_class: "" when not stated.
+        modality, body_part: defined terms, or "".
+        view, laterality: as in :class:`medvl.images.Image`.
+        rows, columns, frames: 0 rows and columns for an object that is no image.
+        transfer_syntax: its UID, as declared or as found.
+        burned_in: BurnedInAnnotation is YES; None when the header does not say.
+        has_pixels: whether a pixel element follows the header.
+        notes: repairs.
+    """
+
+    patient_id: str
+    accession: str
+    study_uid: str
+    series_uid: str
+    sop_uid: str
+    sop_class: str
+    modality: str
+    body_part: str
+    view: str | None
+    laterality: str | None
+    rows: int
+    columns: int
+    frames: int
+    transfer_syntax: str
+    burned_in: bool | None
+    has_pixels: bool
+    notes: tuple[str, ...] = ()
+
+
+def read_header(path: Path, *, limits: Limits = DEFAULT_LIMITS, lenient: bool = False) -> DicomHeader:
+    """Read what pairing needs, and no pixel.
+
+    Args:
+        path: a DICOM file.
+        limits: what it may cost.
+        lenient: also take a data set without preamble and prefix.
+
+    Raises:
+        InputError: the file is not DICOM, is nested too deeply, or cannot be parsed.
+    """
+    with opened(path, limits=limits, lenient=lenient) as part10:
+        dataset = part10.dataset
+        burned = first_text(dataset, "BurnedInAnnotation").upper()
+        return DicomHeader(
+            patient_id=first_text(dataset, "PatientID"),
+            accession=first_text(dataset, "AccessionNumber"),
+            study_uid=first_text(dataset, "StudyInstanceUID"),
+            series_uid=first_text(dataset, "SeriesInstanceUID"),
+            sop_uid=first_text(dataset, "SOPInstanceUID"),
+            sop_class=first_text(dataset, "SOPClassUID"),
+            modality=first_text(dataset, "Modality").upper(),
+            body_part=first_text(dataset, "BodyPartExamined").upper(),
+            view=_view(dataset),
+            laterality=_laterality(dataset),
+            rows=integer(dataset, "Rows", default=0),
+            columns=integer(dataset, "Columns", default=0),
+            frames=integer(dataset, "NumberOfFrames", default=1),
+            transfer_syntax=part10.transfer_syntax,
+            burned_in={"YES": True, "NO": False}.get(burned),
+            has_pixels=part10.pixel_keyword is not None,
+            notes=tuple(part10.notes),
+        )
+
+
+def read_dicom(
+    path: Path, *, limits: Limits = DEFAULT_LIMITS, lenient: bool = False, frame: int | None = None
+) -> Image:
+    """Read one frame in the values of its modality; nothing is windowed, inverted or resampled.
+
+    Value = slope · stored + intercept, or the modality LUT's entry (PS3.3 C.11.1).
+
+    Args:
+        path: a DICOM file.
+        limits: what it may cost.
+        lenient: also take a data set without preamble, prefix or SOP UIDs.
+        frame: which frame of a multi-frame file, from 0.
+
+    Raises:
+        InputError: one of its subclasses, naming the broken rule.
+    """
+    with opened(path, limits=limits, lenient=lenient) as part10:
+        layout = _layout(part10, limits=limits, lenient=lenient)
+        chosen = _frame(layout, frame)
+        pixels, photometric = decode(part10, layout, frame=chosen)
+        dataset, notes = part10.dataset, part10.notes
+        if photometric not in MONOCHROME:
+            return Image(
+                _colour(pixels, photometric, dataset, layout),
+                Unit.RGB8,
+                Photometric.RGB,
+                view=_view(dataset),
+                laterality=_laterality(dataset),
+                bits_stored=8,
+                notes=tuple(notes),
+            )
+        sources = _sources(dataset, chosen)
+        little = part10.little_endian
+        spacing, measured = _spacing(sources)
+        _note_polarity(dataset, photometric, notes)
+        return Image(
+            grey.modality_values(pixels, sources, little_endian=little, bits=layout.bits_stored)[None],
+            grey.unit(sources),
+            Photometric(photometric),
+            affine_ras=_affine(sources, spacing),
+            spacing_mm=spacing,
+            spacing_frame=measured,
+            windows=grey.windows(sources, notes),
+            voi_lut=grey.voi_lut(sources, little_endian=little),
+            view=_view(dataset),
+            laterality=_laterality(dataset),
+            bits_stored=layout.bits_stored,
+            padding=grey.padding_range(sources, signed=layout.signed, notes=notes),
+            notes=tuple(notes),
+        )
+
+
+def _layout(part10: Part10, *, limits: Limits, lenient: bool) -> PixelLayout:
+    dataset = part10.dataset
+    if not lenient:
+        for keyword in ("SOPClassUID", "SOPInstanceUID"):
+            if not first_text(dataset, keyword):
+                raise missing(keyword)
+    rows, columns = integer(dataset, "Rows"), integer(dataset, "Columns")
+    allocated = integer(dataset, "BitsAllocated")
+    if part10.pixel_keyword is None:
+        raise missing("PixelData")
+    stored = integer(dataset, "BitsStored", default=allocated)
+    layout = PixelLayout(
+        rows=rows,
+        columns=columns,
+        frames=integer(dataset, "NumberOfFrames", default=1) or 1,
+        samples=integer(dataset, "SamplesPerPixel", default=1),
+        photometric=first_text(dataset, "PhotometricInterpretation").upper(),
+        bits_allocated=allocated,
+        bits_stored=stored,
+        high_bit=integer(dataset, "HighBit", default=stored - 1),
+        signed=integer(dataset, "PixelRepresentation", default=0),
+        planar=integer(dataset, "PlanarConfiguration", default=0),
+    )
+    layout.check()
+    check_pixels(rows, columns, frames=layout.frames, samples=layout.samples, limits=limits)
+    return layout
+
+
+def _frame(layout: PixelLayout, frame: int | None) -> int:
+    if frame is None and layout.frames > 1:
+        raise MultiFrame(
+            f"the file holds {layout.frames} frames.",
+            hint=f"Choose one with frame=0 … {layout.frames - 1}.",
+        )
+    chosen = frame or 0
+    if not 0 <= chosen < layout.frames:
+        raise MultiFrame(f"frame {chosen} was asked for; the file holds frames 0 … {layout.frames - 1}.")
+    return chosen
+
+
+def _sources(dataset: Dataset, frame: int) -> list[Dataset]:
+    """Return the places where an attribute may stand: the frame's own macros, the shared ones, the header."""
+    per_frame = values(dataset, "PerFrameFunctionalGroupsSequence")
+    groups = [*per_frame[frame : frame + 1], *values(dataset, "SharedFunctionalGroupsSequence")[:1]]
+    macros = [
+        values(group, element.keyword)[:1] for group in groups for element in group if element.VR == "SQ"
+    ]
+    return [*(item for macro in macros for item in macro), dataset]
+
+
+def _colour(
+    pixels: Shaped[np.ndarray, "..."], photometric: str, dataset: Dataset, layout: PixelLayout
+) -> UInt8[np.ndarray, "3 rows columns"]:
+    bits = layout.bits_stored
+    if photometric == "PALETTE COLOR":  # PS3.3 C.7.6.3.1.5
+        pixels = apply_color_lut(pixels, dataset)
+        bits = pixels.dtype.itemsize * 8
+    elif photometric != "RGB" or pixels.ndim != 3:
+        raise DecodeError(
+            f"the photometric interpretation is '{photometric}' with {layout.samples} sample(s) a pixel, which is "
+            "not supported.",
+            hint="Allowed: MONOCHROME1, MONOCHROME2, RGB, YBR_*, PALETTE COLOR.",
+        )
+    if bits > 8:
+        pixels = pixels >> (bits - 8)
+    return np.ascontiguousarray(np.moveaxis(pixels[..., :3], -1, 0).astype(np.uint8))
+
+
+def _note_polarity(dataset: Dataset, photometric: str, notes: list[str]) -> None:
+    shape = first_text(dataset, "PresentationLUTShape").upper()  # PS3.3 C.11.6
+    expected = {"MONOCHROME1": "INVERSE", "MONOCHROME2": "IDENTITY"}[photometric]
+    if shape in ("INVERSE", "IDENTITY") and shape != expected:
+        notes.append(f"presentation LUT shape {shape} contradicts {photometric}, which is followed")
+
+
+def _spacing(sources: Sequence[Dataset]) -> tuple[tuple[float, ...] | None, str | None]:
+    """Return row and column spacing, and whether it holds in the patient or at the detector (PS3.3 10.7.1)."""
+    detector = _pair(sources, "ImagerPixelSpacing")
+    patient = _pair(sources, "PixelSpacing")
+    calibrated = any(first_text(source, "PixelSpacingCalibrationType") for source in sources)
+    if patient and (calibrated or patient != detector):
+        return patient, "patient"
+    if detector:
+        return detector, "detector"
+    scanned = _pair(sources, "NominalScannedPixelSpacing")  # a digitised film: at the film's plane
+    return (scanned, "detector") if scanned else (None, None)
+
+
+def _pair(sources: Sequence[Dataset], keyword: str) -> tuple[float, ...] | None:
+    for source in sources:
+        found = numbers(source, keyword)
+        if len(found) == 2 and min(found) > 0:
+            return found
+    return None
+
+
+def _affine(sources: Sequence[Dataset], spacing: tuple[float, ...] | None) -> Float[np.ndarray, "4 4"] | None:
+    """Return (row, column, slice) to RAS+ mm (PS3.3 C.7.6.2.1.1), LPS turned to RAS."""
+    position = next((p for s in sources if len(p := numbers(s, "ImagePositionPatient")) == 3), None)
+    orientation = next((o for s in sources if len(o := numbers(s, "ImageOrientationPatient")) == 6), None)
+    if position is None or orientation is None or spacing is None:
+        return None
+    along_row, along_column = np.array(orientation[:3]), np.array(orientation[3:])
+    affine = np.eye(4)
+    affine[:3, 0] = along_column * spacing[0]
+    affine[:3, 1] = along_row * spacing[1]
+    affine[:3, 2] = np.cross(along_row, along_column)
+    affine[:3, 3] = position
+    return np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
+
+
+def _view(dataset: Dataset) -> str | None:
+    stated = first_text(dataset, "ViewPosition").upper()  # PS3.3 C.8.7.1.1.1
+    if not stated:
+        codes = values(dataset, "ViewCodeSequence")
+        return VIEW_CODES.get(first_text(codes[0], "CodeValue")) if codes else None
+    return VIEW_WORDS.get(stated, stated)
+
+
+def _laterality(dataset: Dataset) -> str | None:
+    for keyword in ("ImageLaterality", "Laterality"):
+        stated = first_text(dataset, keyword).upper()
+        if stated in ("L", "R", "B"):
+            return stated
+    return None
