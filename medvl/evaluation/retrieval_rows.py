@@ -1,0 +1,178 @@
+"""A retrieval table: the model beside chance, shuffled pairs, a label-only oracle and the ceiling."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from medvl.evaluation.bootstrap import Bootstrap, Number
+from medvl.evaluation.retrieval import MODES, Keys, Ranking, relevance
+
+__all__ = ["RECALL_AT", "Direction", "direction_numbers", "gallery_numbers"]
+
+RECALL_AT = (1, 5, 10)
+PRECISION_AT = (5, 10, 50)
+GALLERIES = (100, 1000)
+_DRAWS = 20
+_GALLERY_DRAWS = 100
+
+
+@dataclass(frozen=True)
+class Direction:
+    """One direction of retrieval.
+
+    Attributes:
+        scores: queries by gallery.
+        queries, gallery: what the items are equal in.
+        patients: the patient of each query.
+        others: score matrices of other models on the same queries and gallery, by row name.
+    """
+
+    scores: Float[np.ndarray, "queries gallery"]
+    queries: Keys
+    gallery: Keys
+    patients: Collection[Any]
+    others: Mapping[str, Float[np.ndarray, "queries gallery"]] = field(default_factory=dict)
+
+
+def direction_numbers(
+    direction: Direction, *, resamples: int = 2000, seed: int = 0
+) -> tuple[dict[str, Number], dict[str, int]]:
+    """Return the figures of one direction and how many queries each relevance mode leaves out.
+
+    Keys are ``<mode>/<metric>/<row>``. Rows: ``model``; those of ``others``; ``chance`` (a constant
+    score, in closed form); ``shuffled`` (the right answers dealt to the queries at random; mean and
+    percentiles over 20 deals); ``labels`` (an oracle that knows the set of findings and nothing else);
+    ``ceiling`` (an oracle that knows the words of the report; equal reports tie). ``normalised`` is the
+    model over the ceiling.
+
+    Args:
+        direction: scores and keys.
+        resamples: of the patient bootstrap; queries are resampled, the gallery stays.
+        seed: of the bootstrap and of the deals.
+    """
+    numbers: dict[str, Number] = {}
+    left_out: dict[str, int] = {}
+    random = np.random.default_rng([seed, 1])
+    for mode in MODES:
+        relevant = relevance(direction.queries, direction.gallery, mode=mode)
+        asked = relevant.any(1)
+        left_out[mode] = int((~asked).sum())
+        if not asked.any():
+            continue
+        relevant = relevant[asked]
+        patients = [patient for patient, keep in zip(direction.patients, asked, strict=True) if keep]
+        bootstrap = Bootstrap(patients, resamples=resamples, seed=seed)
+        for row, scores in _rows(direction, asked).items():
+            resampled = row in ("model", *direction.others)
+            figures = _figures(Ranking(scores), relevant, mode, bootstrap, resampled=resampled)
+            for metric, number in figures.items():
+                numbers[f"{mode}/{metric}/{row}"] = number
+        for metric, number in _shuffled(Ranking(direction.scores[asked]), relevant, mode, random).items():
+            numbers[f"{mode}/{metric}/shuffled"] = number
+        for k in _cut(relevant.shape[1]):
+            best = numbers[f"{mode}/R@{k}/ceiling"].value
+            numbers[f"{mode}/R@{k}/normalised"] = numbers[f"{mode}/R@{k}/model"].scaled(1 / best)
+    return numbers, left_out
+
+
+def gallery_numbers(direction: Direction, *, seed: int = 0) -> dict[str, Number]:
+    """Return recall in fixed random galleries of 100 and 1,000 studies, 100 draws each, where there are more.
+
+    Keys are ``<mode>/R@<K>/gallery-<size>``; the interval holds 95 % of the draws.
+    """
+    numbers: dict[str, Number] = {}
+    studies = np.unique(direction.gallery.study)
+    for size in GALLERIES:
+        if len(studies) <= size:
+            continue
+        random = np.random.default_rng([seed, size])
+        found: dict[str, list[float]] = {}
+        for _ in range(_GALLERY_DRAWS):
+            chosen = random.choice(studies, size=size, replace=False)
+            rows = np.flatnonzero(np.isin(direction.queries.study, chosen))
+            columns = np.flatnonzero(np.isin(direction.gallery.study, chosen))
+            ranking = Ranking(direction.scores[np.ix_(rows, columns)])
+            for mode in ("id", "text"):
+                relevant = relevance(direction.queries.take(rows), direction.gallery.take(columns), mode=mode)
+                for k in RECALL_AT:
+                    hits = ranking.hit(relevant, k=k)
+                    found.setdefault(f"{mode}/R@{k}/gallery-{size}", []).append(float(hits.mean()))
+        numbers |= {key: _spread(values, n=size) for key, values in found.items()}
+    return numbers
+
+
+def _cut(gallery: int) -> tuple[int, ...]:
+    return tuple(k for k in RECALL_AT if k <= gallery)
+
+
+def _rows(
+    direction: Direction, asked: Bool[np.ndarray, " queries"]
+) -> dict[str, Float[np.ndarray, "asked gallery"]]:
+    queries = direction.queries.take(asked)
+    rows = {"model": direction.scores[asked]}
+    rows |= {name: scores[asked] for name, scores in direction.others.items()}
+    rows["chance"] = np.zeros_like(rows["model"], np.float64)
+    if (queries.label >= 0).any():
+        rows["labels"] = relevance(queries, direction.gallery, mode="label").astype(np.float64)
+    same_words = relevance(queries, direction.gallery, mode="text")
+    own = relevance(queries, direction.gallery, mode="id")
+    rows["ceiling"] = (same_words | own).astype(np.float64)
+    return rows
+
+
+def _per_query(
+    ranking: Ranking, relevant: Bool[np.ndarray, "queries gallery"], mode: str
+) -> dict[str, Float[np.ndarray, " queries"]]:
+    values = {f"R@{k}": ranking.hit(relevant, k=k) for k in _cut(ranking.gallery)}
+    values["MeanR"] = ranking.rank(relevant)
+    values["mAP"] = ranking.average_precision(relevant)
+    if mode == "label":
+        values |= {f"P@{k}": ranking.precision(relevant, k=k) for k in PRECISION_AT if k <= ranking.gallery}
+    return values
+
+
+def _figures(
+    ranking: Ranking,
+    relevant: Bool[np.ndarray, "queries gallery"],
+    mode: str,
+    bootstrap: Bootstrap,
+    *,
+    resampled: bool,
+) -> dict[str, Number]:
+    values = _per_query(ranking, relevant, mode)
+    n = ranking.queries
+    if not resampled:
+        numbers = {name: Number(float(value.mean()), n=n) for name, value in values.items()}
+        return numbers | {"MedR": Number(float(np.median(values["MeanR"])), n=n)}
+    numbers = {name: bootstrap.mean(value) for name, value in values.items()}
+    numbers["MedR"] = bootstrap.median(values["MeanR"])
+    best, worst = ranking.rank_bounds(relevant)
+    numbers["MedR-optimistic"] = bootstrap.median(best)
+    numbers["MedR-pessimistic"] = bootstrap.median(worst)
+    return numbers
+
+
+def _shuffled(
+    ranking: Ranking,
+    relevant: Bool[np.ndarray, "queries gallery"],
+    mode: str,
+    random: np.random.Generator,
+) -> dict[str, Number]:
+    found: dict[str, list[float]] = {}
+    for _ in range(_DRAWS):
+        dealt = relevant[random.permutation(len(relevant))]
+        values = _per_query(ranking, dealt, mode)
+        for name, value in values.items():
+            found.setdefault(name, []).append(float(value.mean()))
+        found.setdefault("MedR", []).append(float(np.median(values["MeanR"])))
+    return {name: _spread(values, n=len(relevant)) for name, values in found.items()}
+
+
+def _spread(values: Sequence[float], *, n: int) -> Number:
+    low, high = np.quantile(values, (0.025, 0.975))
+    return Number(float(np.mean(values)), float(low), float(high), n)
