@@ -1,1 +1,1 @@
-"""retrieval."""
+"""Embedding, index and search: cases by text, by image, or both."""

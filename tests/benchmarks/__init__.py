@@ -1,0 +1,1 @@
+"""Paired benchmarks: each prints its ratios, with the bar beside them."""
