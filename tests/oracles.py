@@ -23,7 +23,7 @@ def normalised(vector):
 
 def log_softmax_at(logits, target):
     """log(e^z_target / Σ e^z), shifted by the largest logit."""
-    largest = max(float(z) for z in logits)
+    largest = max(float(z.detach()) for z in logits)
     total = torch.zeros((), dtype=torch.float64)
     for z in logits:
         total = total + torch.exp(z - largest)
@@ -85,7 +85,7 @@ def one_pair_alignment(queries, keys, weights, temperature, normalise_context):
     total = torch.zeros((), dtype=torch.float64)
     for j in range(len(q)):
         row = -log_softmax_at(z[j], j)
-        column = -log_softmax_at([z[l][j] for l in range(len(q))], j)
+        column = -log_softmax_at([z[n][j] for n in range(len(q))], j)
         total = total + weights[j] * (row + column) / 2
     return total
 

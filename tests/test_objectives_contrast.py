@@ -1,5 +1,6 @@
 """CLIP, its targets under false negatives, and the learned scale."""
 
+import itertools
 import math
 import sys
 from pathlib import Path
@@ -14,11 +15,10 @@ from medvl.objectives.contrast import (
     clip_loss,
     cross_entropy,
     false_negative_targets,
-    unit,
 )
 
 sys.path.insert(0, str(Path(__file__).parent))
-import oracles  # noqa: E402
+import oracles
 
 MODES = ["none", "mask", "multi", "soft"]
 D = torch.float64
@@ -200,7 +200,7 @@ def test_a_better_match_never_costs():
     logits, targets = rand(1, 5, 5), torch.eye(5, dtype=D)
     none = torch.zeros(5, 5, dtype=torch.bool)
     losses = [cross_entropy(logits + gain * targets, none, targets) for gain in (0.0, 0.5, 1.0, 4.0)]
-    assert all((better < worse).all() for worse, better in zip(losses, losses[1:], strict=False))
+    assert all((better < worse).all() for worse, better in itertools.pairwise(losses))
 
 
 # --- precision, edges, the scale ------------------------------------------------------------------

@@ -45,7 +45,7 @@ def clipped_weights(
         [[0.5, 0.5, 0.0], [0.0, 0.0, 0.0]]
     """
     uniform = mask.to(dtype)
-    if weights is None:
+    if weights is None or weights.shape[-1] == 0:
         omega = uniform
     else:
         weights = weights.detach().to(dtype)
