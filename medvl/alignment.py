@@ -1,0 +1,252 @@
+"""The alignment model: two encoders and the projections that take their features into one space."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any, Literal
+
+from jaxtyping import Bool, Float, Int
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from medvl.encoders.image import ImageTower, build_image_encoder, rebuild_image_encoder
+from medvl.encoders.lora import LoraOptions, add_lora
+from medvl.encoders.text import TextTower, build_text_encoder, rebuild_text_encoder
+from medvl.encoders.tower import TrainPolicy
+from medvl.errors import ConfigError
+from medvl.features import ImageFeatures, TextFeatures
+from medvl.tokens import ReportTokeniser
+
+__all__ = [
+    "AlignmentModel",
+    "ModelConfig",
+    "ProjectionConfig",
+    "TowerConfig",
+    "TowerRecipe",
+    "build_from_config",
+    "build_model",
+]
+
+
+class _Values(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ProjectionConfig(_Values):
+    """How features are projected: one matrix, or two with a layer norm and a ReLU between them."""
+
+    kind: Literal["linear", "mlp"] = "linear"
+    dim: int = Field(default=128, ge=1, le=65536)
+    hidden: int = Field(default=512, ge=1, le=65536)
+
+
+class TowerRecipe(_Values):
+    """What a recipe says of one tower: which encoder, with which options, and how far it trains."""
+
+    name: str
+    options: dict[str, Any] = Field(default_factory=dict)
+    train: TrainPolicy = "full"
+    lora: LoraOptions | None = None
+
+
+class TowerConfig(_Values):
+    """What a saved model says of one tower: enough to rebuild it without a download."""
+
+    name: str
+    architecture: dict[str, Any]
+    lora: LoraOptions | None = None
+    train: TrainPolicy = "full"
+
+
+class ModelConfig(_Values):
+    """The architecture of an :class:`AlignmentModel`, by catalogue names and plain values."""
+
+    image: TowerConfig
+    text: TowerConfig
+    projection: ProjectionConfig = ProjectionConfig()
+    local: bool = True
+
+
+def _projection(width: int, config: ProjectionConfig) -> nn.Module:
+    if config.kind == "linear":
+        return nn.Linear(width, config.dim, bias=False)
+    # Layer norm and not MGCA's batch norm: an embedding must not depend on its neighbours in the batch.
+    return nn.Sequential(
+        nn.Linear(width, config.hidden, bias=False),
+        nn.LayerNorm(config.hidden),
+        nn.ReLU(),
+        nn.Linear(config.hidden, config.dim, bias=False),
+    )
+
+
+class AlignmentModel(nn.Module):
+    """Images and reports in one space of ``dim`` axes; nothing is normalised here.
+
+    With ``local`` regions have a projection of their own, and words and sentences share another. Without,
+    they take the projections of the pooled vectors, so that a model that was trained on pooled
+    vectors alone can still be asked where (class activation maps).
+
+    Args:
+        image_encoder: any image tower.
+        text_encoder: any text tower.
+        projection: kind, ``dim`` and ``hidden`` width of the projections.
+        local: whether a local term trains the region and sentence projections.
+
+    Raises:
+        ConfigError: without ``local``, the regions of the encoder are not as wide as its pooled vector.
+    """
+
+    def __init__(
+        self,
+        image_encoder: ImageTower,
+        text_encoder: TextTower,
+        *,
+        projection: ProjectionConfig | None = None,
+        local: bool = True,
+    ) -> None:
+        super().__init__()
+        config = projection or ProjectionConfig()
+        self.image_encoder = image_encoder
+        self.text_encoder = text_encoder
+        self.projection = config
+        self.dim = config.dim
+        self.local = local
+        self.image_projection = _projection(image_encoder.width, config)
+        self.text_projection = _projection(text_encoder.width, config)
+        if local:
+            self.region_projection = _projection(image_encoder.region_width, config)
+            self.word_projection = _projection(text_encoder.word_width, config)
+        elif image_encoder.region_width != image_encoder.width:
+            raise ConfigError(
+                f"the regions of encoder '{image_encoder.name}' have {image_encoder.region_width} values and its "
+                f"pooled vector {image_encoder.width}; a model without a local term needs equal widths.",
+                hint="Set region_stride to 32, or choose an objective with a local term.",
+            )
+
+    def encode_image(
+        self,
+        images: Float[Tensor, "batch channels *spatial"],
+        image_mask: Bool[Tensor, "batch *spatial"],
+    ) -> ImageFeatures:
+        """Return pooled and region features, projected to ``dim``."""
+        features = self.image_encoder(images, image_mask)
+        regions = self.region_projection if self.local else self.image_projection
+        return replace(
+            features, pooled=self.image_projection(features.pooled), regions=regions(features.regions)
+        )
+
+    def encode_text(
+        self, tokens: Int[Tensor, "batch tokens"], token_mask: Int[Tensor, "batch tokens"]
+    ) -> TextFeatures:
+        """Return pooled, word and sentence features, projected to ``dim``."""
+        features = self.text_encoder(tokens, token_mask)
+        words = self.word_projection if self.local else self.text_projection
+        return replace(
+            features,
+            pooled=self.text_projection(features.pooled),
+            words=words(features.words),
+            sentences=words(features.sentences),
+        )
+
+    def embed_text(
+        self, tokens: Int[Tensor, "batch tokens"], token_mask: Int[Tensor, "batch tokens"]
+    ) -> Float[Tensor, "batch dim"]:
+        """Return the projected pooled vector alone, by operations of static shape."""
+        return self.text_projection(self.text_encoder.pool(tokens, token_mask))
+
+    def forward(
+        self,
+        images: Float[Tensor, "batch channels *spatial"],
+        image_mask: Bool[Tensor, "batch *spatial"],
+        tokens: Int[Tensor, "texts tokens"],
+        token_mask: Int[Tensor, "texts tokens"],
+    ) -> tuple[ImageFeatures, TextFeatures]:
+        """Return both sides' features."""
+        return self.encode_image(images, image_mask), self.encode_text(tokens, token_mask)
+
+    @property
+    def config(self) -> ModelConfig:
+        """The values from which :func:`build_from_config` builds this architecture again."""
+        return ModelConfig(
+            image=_tower_config(self.image_encoder),
+            text=_tower_config(self.text_encoder),
+            projection=self.projection,
+            local=self.local,
+        )
+
+    def named_towers(self) -> dict[str, list[tuple[str, nn.Parameter]]]:
+        """Return the trainable parameters by part, each once, in a fixed order.
+
+        Keys are ``image``, ``text`` and ``projection``; give each its own learning rate.
+        """
+        towers: dict[str, list[tuple[str, nn.Parameter]]] = {"image": [], "text": [], "projection": []}
+        for name, parameter in self._trainable():
+            part = name.partition("_encoder.")[0] if "_encoder." in name else "projection"
+            towers[part].append((name, parameter))
+        return towers
+
+    def _trainable(self) -> Iterator[tuple[str, nn.Parameter]]:
+        return ((name, value) for name, value in self.named_parameters() if value.requires_grad)
+
+
+def _tower_config(encoder: ImageTower | TextTower) -> TowerConfig:
+    return TowerConfig(
+        name=encoder.name,
+        architecture=encoder.architecture,
+        lora=None if encoder.lora is None else LoraOptions.model_validate(encoder.lora),
+        train=encoder.policy,
+    )
+
+
+def build_model(
+    *,
+    image: TowerRecipe,
+    text: TowerRecipe,
+    tokeniser: ReportTokeniser,
+    projection: ProjectionConfig | None = None,
+    local: bool = True,
+) -> AlignmentModel:
+    """Build a model for training, with pretrained weights where the encoders have them.
+
+    Args:
+        image, text: the towers by name, options and training policy.
+        tokeniser: from :func:`medvl.encoders.text.text_tokeniser` for the same text tower.
+        projection: of all features.
+        local: whether the objective trains regions and sentences (its ``needs_local``).
+
+    Raises:
+        ConfigError: an unknown name, option or policy.
+
+    Examples:
+        >>> from medvl.tokens import train_tokeniser
+        >>> model = build_model(
+        ...     image=TowerRecipe(name="resnet", options={"widths": [8, 16], "blocks": [1, 1]}),
+        ...     text=TowerRecipe(name="bert", options={"layers": 1, "width": 32}, train="frozen"),
+        ...     tokeniser=train_tokeniser(["no effusion"]),
+        ... )
+        >>> {part: len(parameters) > 0 for part, parameters in model.named_towers().items()}
+        {'image': True, 'text': False, 'projection': True}
+    """
+    image_encoder = build_image_encoder(image.name, image.options)
+    text_encoder = build_text_encoder(text.name, text.options, tokeniser)
+    for encoder, tower in ((image_encoder, image), (text_encoder, text)):
+        if tower.lora is not None:
+            add_lora(encoder, tower.lora)
+        encoder.set_policy(tower.train)
+    return AlignmentModel(image_encoder, text_encoder, projection=projection, local=local)
+
+
+def build_from_config(config: ModelConfig) -> AlignmentModel:
+    """Build the architecture that ``config`` describes, with random weights and no download.
+
+    Raises:
+        ConfigError: an unknown name or value.
+    """
+    image_encoder = rebuild_image_encoder(config.image.name, config.image.architecture)
+    text_encoder = rebuild_text_encoder(config.text.name, config.text.architecture)
+    for encoder, tower in ((image_encoder, config.image), (text_encoder, config.text)):
+        if tower.lora is not None:
+            add_lora(encoder, tower.lora)
+        encoder.set_policy(tower.train)
+    return AlignmentModel(image_encoder, text_encoder, projection=config.projection, local=config.local)

@@ -1,0 +1,180 @@
+"""Residual and dense convolutional encoders, built from MONAI's networks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from monai.networks.nets import DenseNet, ResNet
+from pydantic import PositiveInt, validate_call
+from torch import Tensor, nn
+
+from medvl.encoders.regions import IMAGE_ENCODERS, ConvTower
+from medvl.errors import ConfigError
+
+__all__ = ["densenet121", "resnet", "resnet18", "resnet50"]
+
+Norm = Literal["batch", "group"]
+
+
+class _ResNetTrunk(nn.Module):
+    """MONAI's ResNet without its head, and without the stages that the options leave out."""
+
+    def __init__(self, net: ResNet, *, stages: int) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(net.conv1, net.bn1, net.act)
+        if not net.no_max_pool:
+            self.stem.append(net.maxpool)
+        self.stages = nn.Sequential(*[net.get_submodule(f"layer{i + 1}") for i in range(stages)])
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.stages(self.stem(images))
+
+
+def _group_norm(module: nn.Module) -> None:
+    """Put group normalisation in the place of every batch normalisation."""
+    for name, child in module.named_children():
+        if isinstance(child, nn.BatchNorm2d):
+            groups = math.gcd(32, child.num_features)
+            setattr(module, name, nn.GroupNorm(groups, child.num_features))
+        else:
+            _group_norm(child)
+
+
+def _resnet(
+    name: str,
+    architecture: Mapping[str, Any],
+    *,
+    channels: int,
+    block: str,
+    widths: Sequence[int],
+    blocks: Sequence[int],
+    stem_px: int,
+    stem_stride: int,
+    max_pool: bool,
+    norm: Norm,
+) -> ConvTower:
+    stages = len(widths)
+    if not 1 <= stages <= 4 or len(blocks) != stages:
+        raise ConfigError(
+            f"image encoder '{name}' has {stages} widths and {len(blocks)} block counts.",
+            hint="Give the same number of both, 1 to 4.",
+        )
+    unused = [1] * (4 - stages)  # MONAI builds four stages; those that are not wanted are one channel wide
+    net = ResNet(
+        block,
+        [*blocks, *unused],
+        [*widths, *unused],
+        spatial_dims=2,
+        n_input_channels=channels,
+        conv1_t_size=stem_px,
+        conv1_t_stride=stem_stride,
+        no_max_pool=not max_pool,
+        # Not MONAI's default "A" of resnet18: it reads `.data` and so cuts the gradient of the shortcut.
+        shortcut_type="B",
+        bias_downsample=False,
+        feed_forward=False,
+    )
+    trunk = _ResNetTrunk(net, stages=stages)
+    if norm == "group":
+        _group_norm(trunk)
+    width = widths[-1] * (4 if block == "bottleneck" else 1)
+    return ConvTower(trunk, width=width, channels=channels, name=name, architecture=architecture)
+
+
+@IMAGE_ENCODERS.add("resnet")
+@validate_call
+def resnet(
+    *,
+    channels: Literal[1, 3] = 1,
+    widths: Sequence[PositiveInt] = (32, 64, 128),
+    blocks: Sequence[PositiveInt] = (2, 2, 2),
+    stem_px: PositiveInt = 7,
+    stem_stride: PositiveInt = 2,
+    norm: Norm = "batch",
+) -> ConvTower:
+    """Return a compact residual network of basic blocks, for small images and small machines.
+
+    The first stage keeps the resolution of the stem, each further one halves it, so the regions have
+    a stride of ``stem_stride · 2**(len(widths) - 1)``: 8 pixels by default, an 8×8 grid for 64-pixel
+    images, with 0.68 M parameters.
+    """
+    options = {
+        "channels": channels,
+        "widths": list(widths),
+        "blocks": list(blocks),
+        "stem_px": stem_px,
+        "stem_stride": stem_stride,
+        "norm": norm,
+    }
+    return _resnet("resnet", options, **options, block="basic", max_pool=False)
+
+
+@IMAGE_ENCODERS.add("resnet18")
+@validate_call
+def resnet18(*, channels: Literal[1, 3] = 1, norm: Norm = "batch") -> ConvTower:
+    """Return ResNet-18 (He et al. 2016): width 512, regions at a stride of 32 pixels."""
+    return _deep_resnet("resnet18", channels=channels, norm=norm, block="basic", blocks=(2, 2, 2, 2))
+
+
+@IMAGE_ENCODERS.add("resnet50")
+@validate_call
+def resnet50(*, channels: Literal[1, 3] = 1, norm: Norm = "batch") -> ConvTower:
+    """Return ResNet-50 (He et al. 2016): width 2048, regions at a stride of 32 pixels."""
+    return _deep_resnet("resnet50", channels=channels, norm=norm, block="bottleneck", blocks=(3, 4, 6, 3))
+
+
+def _deep_resnet(name: str, *, channels: int, norm: Norm, block: str, blocks: Sequence[int]) -> ConvTower:
+    return _resnet(
+        name,
+        {"channels": channels, "norm": norm},
+        channels=channels,
+        block=block,
+        widths=(64, 128, 256, 512),
+        blocks=blocks,
+        stem_px=7,
+        stem_stride=2,
+        max_pool=True,
+        norm=norm,
+    )
+
+
+@IMAGE_ENCODERS.add("densenet121")
+@validate_call
+def densenet121(
+    *,
+    channels: Literal[1, 3] = 1,
+    init_features: PositiveInt = 64,
+    growth_rate: PositiveInt = 32,
+    blocks: Sequence[PositiveInt] = (6, 12, 24, 16),
+    norm: Norm = "batch",
+) -> ConvTower:
+    """Return a DenseNet (Huang et al. 2017), DenseNet-121 unless the options say otherwise.
+
+    DenseNet-169 is ``blocks=(6, 12, 32, 32)``, -201 ``(6, 12, 48, 32)``, -264 ``(6, 12, 64, 48)``. The regions have
+    a stride of 32 pixels with four blocks, half of that with each block less.
+    """
+    net = DenseNet(
+        spatial_dims=2,
+        in_channels=channels,
+        out_channels=1,
+        init_features=init_features,
+        growth_rate=growth_rate,
+        block_config=tuple(blocks),
+    )
+    if norm == "group":
+        _group_norm(net.features)
+    width = init_features
+    for i, layers in enumerate(blocks):
+        width += layers * growth_rate
+        width = width // 2 if i + 1 < len(blocks) else width  # a transition halves it
+    options = {
+        "channels": channels,
+        "init_features": init_features,
+        "growth_rate": growth_rate,
+        "blocks": list(blocks),
+        "norm": norm,
+    }
+    trunk = nn.Sequential(net.features, nn.ReLU())
+    return ConvTower(trunk, width=width, channels=channels, name="densenet121", architecture=options)

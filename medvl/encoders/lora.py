@@ -1,0 +1,103 @@
+"""Low-rank adapters on either tower, through peft: put in, train alone, merge away."""
+
+from __future__ import annotations
+
+from fnmatch import fnmatchcase
+from typing import TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field
+from torch import nn
+
+from medvl.encoders.tower import Tower
+from medvl.errors import ConfigError, nearest
+
+__all__ = ["LoraOptions", "add_lora", "merge_lora"]
+
+TowerT = TypeVar("TowerT", bound=Tower)
+
+
+class LoraOptions(BaseModel):
+    """Rank r, scale alpha, dropout on the adapter's input, and which layers get an adapter.
+
+    ``targets`` is ``all-linear``, ``all-conv`` (ungrouped 2D convolutions) or name patterns with ``*``, such as
+    ``["*.query", "*.value"]``.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    rank: int = Field(default=8, ge=1, le=4096)
+    alpha: float = Field(default=16.0, gt=0)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    targets: str | tuple[str, ...] = "all-linear"
+
+
+def add_lora(encoder: TowerT, options: LoraOptions | None = None) -> TowerT:
+    """Put adapters into ``encoder``, in place, and train them alone.
+
+    ``W' = W + (alpha / r) · B A`` with ``A`` random and ``B = 0`` (Hu et al. 2021, arXiv 2106.09685), so the output
+    is bit for bit what it was until the first step, and each layer trains ``r · (d_in + d_out)`` values.
+
+    Args:
+        encoder: an image or text tower.
+        options: see :class:`LoraOptions`.
+
+    Raises:
+        ConfigError: the encoder has adapters already, or no layer matches the targets.
+    """
+    from peft import LoraConfig, inject_adapter_in_model
+
+    options = options or LoraOptions()
+    if encoder.lora is not None:
+        raise ConfigError(f"encoder '{encoder.name}' has adapters already.", hint="Merge them first.")
+    config = LoraConfig(
+        r=options.rank,
+        lora_alpha=options.alpha,  # type: ignore[arg-type]  # peft divides it, any number will do
+        lora_dropout=options.dropout,
+        target_modules=_targets(encoder, options.targets),
+    )
+    inject_adapter_in_model(config, encoder)
+    encoder.lora = options.model_dump(mode="json")
+    return encoder.set_policy("lora")
+
+
+def _targets(encoder: Tower, targets: str | tuple[str, ...]) -> list[str]:
+    fitting = {name: module for name, module in encoder.named_modules() if _adaptable(module)}
+    if targets == "all-linear":
+        found = [name for name, module in fitting.items() if not isinstance(module, nn.Conv2d)]
+    elif targets == "all-conv":
+        found = [name for name, module in fitting.items() if isinstance(module, nn.Conv2d)]
+    else:
+        patterns = (targets,) if isinstance(targets, str) else targets
+        found = [name for name in fitting if any(fnmatchcase(name, pattern) for pattern in patterns)]
+    if not found:
+        wanted = targets if isinstance(targets, str) else ", ".join(targets)
+        raise ConfigError(
+            f"no layer of encoder '{encoder.name}' matches the targets '{wanted}'.",
+            hint=nearest(wanted, {"all-linear", "all-conv", *list(fitting)[:4]}),
+        )
+    return found
+
+
+def _adaptable(module: nn.Module) -> bool:
+    if isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D":  # GPT-2's linear layer
+        return True
+    # Not a subclass of Conv2d: it may pad by itself, and the adapter's own convolution would not.
+    return type(module) is nn.Conv2d and module.groups == 1
+
+
+def merge_lora(encoder: TowerT) -> TowerT:
+    """Fold the adapters into the weights, in place; the module is then one that never had any.
+
+    Raises:
+        ConfigError: there are no adapters.
+    """
+    from peft.tuners.lora import LoraLayer
+
+    if encoder.lora is None:
+        raise ConfigError(f"encoder '{encoder.name}' has no adapters to merge.")
+    adapted = {name: module for name, module in encoder.named_modules() if isinstance(module, LoraLayer)}
+    for name, module in adapted.items():
+        module.merge()  # type: ignore[operator]
+        parent, _, leaf = name.rpartition(".")
+        setattr(encoder.get_submodule(parent), leaf, module.get_base_layer())
+    encoder.lora = None
+    return encoder.set_policy("frozen")
