@@ -1,1 +1,74 @@
 """The choices that are clinical: one module and a few YAML files a modality."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from medvl.errors import ConfigError, nearest
+
+if TYPE_CHECKING:
+    from medvl.training.recipe import Recipe
+
+__all__ = ["DEFAULT", "names", "path", "resolve"]
+
+DEFAULT = "multi"
+_NOT_RECIPES = ("prompts",)
+
+
+def names(modality: str) -> list[str]:
+    """Return the names of the recipes of a modality.
+
+    Raises:
+        ConfigError: an unknown modality.
+
+    Examples:
+        >>> "multi" in names("cxr")
+        True
+    """
+    files = sorted(_folder(modality).glob("*.yaml"))
+    return [file.stem for file in files if file.stem not in _NOT_RECIPES]
+
+
+def path(modality: str, name: str) -> Path:
+    """Return the file of a recipe.
+
+    Raises:
+        ConfigError: an unknown modality or recipe; the message names the nearest one.
+    """
+    allowed = names(modality)
+    if name not in allowed:
+        raise ConfigError(f"unknown {modality} recipe '{name}'.", hint=nearest(name, allowed))
+    return _folder(modality) / f"{name}.yaml"
+
+
+def resolve(name_or_path: str | Path, overrides: Sequence[str] = (), *, modality: str = "cxr") -> Recipe:
+    """Return the recipe of a name or a file with some values replaced.
+
+    Args:
+        name_or_path: one of :func:`names`, or a ``.yaml`` file, which may say ``extends: NAME``.
+        overrides: ``section.key=value``, the value in YAML.
+        modality: where a name is looked up.
+
+    Raises:
+        ConfigError: an unknown recipe or key, naming the nearest one, or a refused value.
+
+    Examples:
+        >>> resolve("clip", ["schedule.epochs=3"]).schedule.epochs
+        3.0
+    """
+    from medvl.training.recipe import load_recipe
+
+    given = Path(name_or_path)
+    is_file = given.suffix in (".yaml", ".yml", ".json")
+    file = given if is_file else path(modality, str(name_or_path))
+    return load_recipe(file, folder=_folder(modality)).with_overrides(overrides)
+
+
+def _folder(modality: str) -> Path:
+    here = Path(__file__).parent
+    allowed = sorted(folder.name for folder in here.iterdir() if any(folder.glob("*.yaml")))
+    if modality not in allowed:
+        raise ConfigError(f"there is no recipe for '{modality}'.", hint=nearest(modality, allowed))
+    return here / modality

@@ -1,0 +1,79 @@
+"""Features of all ranks on every rank, with the gradient that one process would have had.
+
+Every rank computes the loss of the whole batch. The backward pass of the gather sums what all ranks
+ask of a rank's rows, which is W times the exact gradient; DDP's average over W ranks makes it exact.
+"""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from jaxtyping import Shaped
+from torch import Tensor
+
+from medvl.features import ImageFeatures, TextFeatures
+
+__all__ = ["gather", "gather_features"]
+
+Features = TypeVar("Features", ImageFeatures, TextFeatures)
+
+
+class _Gather(torch.autograd.Function):
+    """Concatenation of equally shaped tensors over ranks; backward sums, then takes the own rows."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Shaped[Tensor, " rows *rest"]) -> Shaped[Tensor, " all_rows *rest"]:
+        parts = [torch.empty_like(tensor) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, tensor.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(  # type: ignore[override]
+        ctx: Any, gradient: Shaped[Tensor, " all_rows *rest"]
+    ) -> Shaped[Tensor, " rows *rest"]:
+        # all_reduce and a slice are reduce-scatter, which gloo lacks
+        total = gradient.contiguous().clone()
+        dist.all_reduce(total)
+        return total.chunk(dist.get_world_size())[dist.get_rank()]
+
+
+def gather(tensor: Shaped[Tensor, "rows ..."]) -> Shaped[Tensor, "all_rows ..."]:
+    """Return the rows of all ranks in the order of the ranks; the tensor itself in a single process.
+
+    The second axis may differ between ranks (reports differ in length); it is padded with zeros.
+
+    Args:
+        tensor: the same number of rows on every rank.
+    """
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return tensor
+    if tensor.ndim > 1:
+        longest = torch.tensor(tensor.shape[1], device=tensor.device)
+        dist.all_reduce(longest, op=dist.ReduceOp.MAX)
+        tensor = _lengthen(tensor, int(longest))
+    if tensor.dtype == torch.bool:
+        return gather(tensor.to(torch.uint8)).bool()
+    return _Gather.apply(tensor)
+
+
+def gather_features(features: Features) -> Features:
+    """Return the features of all ranks, each tensor gathered by :func:`gather`."""
+    tensors = {
+        field.name: gather(value)
+        for field in fields(features)
+        if isinstance(value := getattr(features, field.name), Tensor)
+    }
+    return replace(features, **tensors)
+
+
+def _lengthen(
+    tensor: Shaped[Tensor, "rows length *rest"], length: int
+) -> Shaped[Tensor, "rows longer *rest"]:
+    missing = length - tensor.shape[1]
+    if not missing:
+        return tensor
+    padding = tensor.new_zeros(tensor.shape[0], missing, *tensor.shape[2:])
+    return torch.cat([tensor, padding], 1)

@@ -1,0 +1,368 @@
+"""The verb ``train``: a record store and a recipe become a run directory; it resumes by itself."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import importlib.metadata
+import json
+import logging
+import math
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from medvl.alignment import AlignmentModel, build_model
+from medvl.config import parse_json
+from medvl.data import BatchOrder, BatchStream, PairDataset, in_order
+from medvl.encoders.text import text_tokeniser
+from medvl.errors import CheckpointError, ConfigError, UsageError
+from medvl.modeldir import LoadedModel, write_model
+from medvl.objectives import OBJECTIVES
+from medvl.progress import Progress
+from medvl.store import Store, write_atomic
+from medvl.tokens import ReportTokeniser
+from medvl.training import checkpoints
+from medvl.training.recipe import Recipe, load_recipe
+
+__all__ = ["RunSummary", "store_digest", "train"]
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """How a call of :func:`train` ended.
+
+    Attributes:
+        run: the run directory.
+        status: ``finished``; ``stopped`` early, for lack of improvement; ``interrupted`` by a signal, after
+            saving; or ``complete``: it had finished before this call, and nothing was done.
+        step, steps: the last step taken, and how many the recipe asks for.
+        best: the best value of the monitored column, or None without a validation split.
+        seconds: wall time of this call.
+        signal: the number of the signal that interrupted it, or 0.
+    """
+
+    run: Path
+    status: Literal["finished", "stopped", "interrupted", "complete"]
+    step: int
+    steps: int
+    best: float | None
+    seconds: float
+    signal: int = 0
+
+    @property
+    def exit_code(self) -> int:
+        """0, or 128 and the signal's number as shells count: 130 for SIGINT, 143 for SIGTERM."""
+        return 128 + self.signal if self.signal else 0
+
+
+@dataclass(frozen=True)
+class _Setup:
+    """What a run computes with, built from recipe and store alone."""
+
+    train: PairDataset
+    validation: PairDataset | None
+    order: BatchOrder
+    steps: int
+    tokeniser: ReportTokeniser
+    model: AlignmentModel
+    objective: Any
+
+
+def train(
+    data: Path | str,
+    out: Path | str,
+    *,
+    recipe: Recipe,
+    progress: Progress | None = None,
+) -> RunSummary:
+    """Train a model on a record store.
+
+    ``out`` gets the run directory of :mod:`medvl.training.checkpoints`. Called again with the same arguments
+    it continues from the newest whole checkpoint and, on a CPU, ends bit-equal to an uninterrupted run.
+    SIGINT and SIGTERM save a checkpoint after the step at hand and return.
+
+    Args:
+        data: the record store.
+        out: the run directory; absent, empty, or an unfinished run of the same recipe and data.
+        recipe: all values; see :class:`medvl.training.recipe.Recipe`.
+        progress: told about each logged step.
+
+    Raises:
+        ConfigError: the run directory belongs to another recipe, or the loss is not a number.
+        UsageError: the store is of another modality, the folder holds something else, or there is nothing to
+            train on.
+        CheckpointError: the run directory belongs to other data.
+        StoreError: the store is damaged.
+    """
+    started = time.monotonic()
+    store, run = Store(data), Path(out)
+    if store.manifest.get("modality", recipe.modality) != recipe.modality:
+        raise UsageError(
+            f"the store holds {store.manifest['modality']}, the recipe is for {recipe.modality}.",
+            hint=f"Use 'medvl {store.manifest['modality']} train'.",
+        )
+    _claim(run, recipe, store)
+    done = _summary(run)
+    if done is not None:
+        log.info("this run is complete: %d steps", done["step"])
+        return RunSummary(
+            run, "complete", done["step"], done["steps"], done["best"], time.monotonic() - started
+        )
+    setup = _set_up(store, recipe)
+    _write_provenance(run, recipe, store, setup)
+    step, status, best, signal = _fit(setup, store, run, recipe=recipe, progress=progress)
+    summary = RunSummary(run, status, step, setup.steps, best, time.monotonic() - started, signal)
+    if status != "interrupted":
+        values = {
+            key: value for key, value in asdict(summary).items() if key in ("status", "step", "steps", "best")
+        }
+        write_atomic(run / "summary.json", json.dumps(values).encode())
+    return summary
+
+
+def store_digest(store: Store) -> str:
+    """Return a hash of everything a run reads from a store: pixels, words, labels, patients, splits."""
+    columns = [
+        "record_id",
+        "study_id",
+        "patient_id",
+        "split",
+        "retrieval",
+        "generation",
+        "labels",
+        "pixel_hash",
+        "pixel_digest",
+        "report_digest",
+        "geometry",
+    ]
+    rows = store.table.select(columns).to_pylist()
+    return hashlib.blake2b(json.dumps(rows, sort_keys=True).encode(), digest_size=12).hexdigest()
+
+
+def _claim(run: Path, recipe: Recipe, store: Store) -> None:
+    """Make the folder a run of this recipe and these data, or refuse."""
+    if (run / "recipe.yaml").is_file():
+        differences = load_recipe(run / "recipe.yaml").differences(recipe)
+        if differences:
+            raise ConfigError(
+                f"this run was started with another recipe (then / now): {'; '.join(differences)}.",
+                hint="Give another output folder, or the recipe.yaml of this one.",
+            )
+        if (run / "provenance.json").is_file():
+            before, now = checkpoints.read_provenance(run)["store"], store_digest(store)
+            if before != now:
+                raise CheckpointError(
+                    f"this run was started with other data: store digest {before} then, {now} now.",
+                    hint="Give another output folder, or the store it was started with.",
+                )
+        return
+    if run.exists() and any(run.iterdir()):
+        raise UsageError("the output folder holds something else than a run.", hint="Give a new folder.")
+    run.mkdir(parents=True, exist_ok=True)
+    write_atomic(run / "recipe.yaml", recipe.to_yaml().encode())
+
+
+def _summary(run: Path) -> dict[str, Any] | None:
+    path = run / "summary.json"
+    return parse_json(path.read_text("utf-8"), what=path.name) if path.is_file() else None
+
+
+def _write_provenance(run: Path, recipe: Recipe, store: Store, setup: _Setup) -> None:
+    validation = setup.validation
+    values = {
+        "store": store_digest(store),
+        "modality": recipe.modality,
+        "split_seed": recipe.data.split_seed,
+        "records": {"train": len(setup.train), "val": len(validation) if validation else 0},
+        "skipped": {"train": setup.train.skipped, "val": validation.skipped if validation else {}},
+        "steps": setup.steps,
+        "steps_per_epoch": setup.order.steps_per_epoch,
+        "parameters": sum(p.numel() for p in setup.model.parameters()),
+        "trained_parameters": sum(p.numel() for p in setup.model.parameters() if p.requires_grad),
+        "versions": {
+            name: importlib.metadata.version(name) for name in ("medvl", "torch", "lightning", "numpy")
+        },
+    }
+    write_atomic(run / "provenance.json", json.dumps(values, indent=1, sort_keys=True).encode())
+
+
+def _set_up(store: Store, recipe: Recipe) -> _Setup:
+    common: dict[str, Any] = {
+        "input": recipe.input,
+        "view": recipe.data.view,
+        "split_seed": recipe.data.split_seed,
+        "cache_mb": recipe.machine.cache_mb,
+    }
+    pairs = PairDataset(
+        store,
+        "train",
+        augment=recipe.augment.build(),
+        order=recipe.data.order,
+        seed=recipe.loop.seed,
+        **common,
+    )
+    try:
+        validation = PairDataset(store, "val", **common)
+    except UsageError as error:
+        log.warning("no validation: %s", error.message)
+        validation = None
+    order = BatchOrder(len(pairs), size=recipe.data.batch, seed=recipe.loop.seed)
+    steps = recipe.schedule.steps or max(1, math.ceil(recipe.schedule.epochs * order.steps_per_epoch))
+    tokeniser = text_tokeniser(
+        recipe.text.name,
+        recipe.text.options,
+        texts=[sentence for record in pairs.records for sentence in getattr(record, recipe.data.view)],
+        vocab_size=recipe.text.vocab_size,
+        max_tokens=recipe.text.max_tokens,
+    )
+    torch.manual_seed(recipe.loop.seed)
+    needs_local = bool(getattr(OBJECTIVES.factory(recipe.objective.name), "needs_local", True))
+    model = build_model(
+        image=_fitted(recipe),
+        text=recipe.text,
+        tokeniser=tokeniser,
+        projection=recipe.projection,
+        local=needs_local,
+    )
+    objective = OBJECTIVES.build(recipe.objective.name, recipe.objective.options, recipe.projection.dim)
+    return _Setup(pairs, validation, order, steps, tokeniser, model, objective)
+
+
+def _fitted(recipe: Recipe) -> Any:
+    """Give the image encoder the channels and, where it asks, the size of the input spec."""
+    from medvl.encoders.image import IMAGE_ENCODERS
+
+    asked = IMAGE_ENCODERS.options(recipe.image.name)
+    known = {"channels": recipe.input.channels, "size_px": recipe.input.size_px}
+    options = {key: value for key, value in known.items() if key in asked} | recipe.image.options
+    return recipe.image.model_copy(update={"options": options})
+
+
+def _fit(
+    setup: _Setup, store: Store, run: Path, *, recipe: Recipe, progress: Progress | None
+) -> tuple[int, Literal["finished", "stopped", "interrupted"], float | None, int]:
+    with _quiet():
+        from lightning.pytorch import Trainer
+
+        from medvl.training.logs import MetricsLog
+        from medvl.training.module import AlignmentModule
+        from medvl.training.steps import Between, DirectoryIO
+
+        loaded = LoadedModel(
+            model=setup.model,
+            pixels=store.pixel_spec,
+            input=recipe.input,
+            report=store.report_spec,
+            tokeniser=setup.tokeniser,
+        )
+        resume = checkpoints.latest(run)
+        start = int(resume.name.removeprefix("step-")) if resume else 0
+        module = AlignmentModule(
+            setup.model,
+            setup.objective,
+            positives_mode=recipe.objective.positives,
+            similar_weight=recipe.objective.similar_weight,
+            steps=setup.steps,
+            steps_per_epoch=setup.order.steps_per_epoch,
+            lr=recipe.optimiser.lr,
+            image_factor=recipe.optimiser.image,
+            text_factor=recipe.optimiser.text,
+            weight_decay=recipe.optimiser.weight_decay,
+            betas=recipe.optimiser.betas,
+            warmup=round(recipe.schedule.warmup * setup.steps),
+            floor=recipe.schedule.floor,
+            seed=recipe.loop.seed,
+        )
+        loop = recipe.loop
+        between = Between(
+            run,
+            log=None,
+            validation=_batches(setup, size=recipe.data.batch),
+            every_steps=loop.every_steps,
+            log_every=loop.log_every,
+            monitor="val/recall@5" if loop.monitor == "recall" else "val/loss",
+            patience=loop.patience,
+            keep=loop.keep,
+            progress=progress,
+        )
+        devices = recipe.machine.devices
+        trainer = Trainer(
+            accelerator=recipe.machine.accelerator,
+            devices=devices,
+            strategy="ddp_find_unused_parameters_true" if devices > 1 else "auto",
+            sync_batchnorm=devices > 1 and torch.cuda.is_available(),
+            precision="32-true" if loop.precision == "32" else loop.precision,
+            max_steps=setup.steps,
+            max_epochs=-1,
+            gradient_clip_val=recipe.optimiser.clip or None,
+            callbacks=[between],
+            plugins=[DirectoryIO(write_model=functools.partial(write_model, loaded=loaded))],
+            default_root_dir=run,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+            use_distributed_sampler=False,
+        )
+        if trainer.is_global_zero:
+            between.log = MetricsLog(run, step=start, tensorboard=recipe.machine.tensorboard)
+        stream = BatchStream(
+            setup.train,
+            order=setup.order,
+            encode=setup.tokeniser.encode,
+            start=start,
+            stop=setup.steps,
+            rank=trainer.global_rank,
+            world=trainer.world_size,
+            workers=recipe.machine.workers,
+        )
+        try:
+            if start < setup.steps:
+                trainer.fit(module, stream, ckpt_path=resume, weights_only=False)
+        finally:
+            if between.log is not None:
+                between.log.close()
+    received = between.stop.received
+    if received is not None and trainer.global_step < setup.steps:
+        return trainer.global_step, "interrupted", between.best, received
+    return trainer.global_step, "stopped" if between.stopped_early else "finished", between.best, 0
+
+
+def _batches(setup: _Setup, *, size: int) -> Callable[[], Iterator[Any]] | None:
+    if setup.validation is None:
+        return None
+    return functools.partial(in_order, setup.validation, encode=setup.tokeniser.encode, size=size)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence what Lightning says about choices that were made on purpose; each is named."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric", "lightning")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        for message in (
+            ".*does not have many workers.*",
+            ".*is not currently supported with.*",
+            ".*GPU available but not used.*",
+            ".*You defined a `validation_step` but have no `val_dataloader`.*",
+            ".*ModelCheckpoint.*",
+            ".*treespec.*",
+        ):
+            warnings.filterwarnings("ignore", message=message)
+        try:
+            for logger in loggers:
+                logger.setLevel(logging.ERROR)
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
