@@ -35,7 +35,7 @@ class Batch:
     """
 
     images: Float[Tensor, "batch channels *spatial"]
-    image_mask: Bool[Tensor, "batch *spatial"]
+    image_mask: Bool[Tensor, " batch *spatial"]
     tokens: Int[Tensor, "batch tokens"]
     token_mask: Int[Tensor, "batch tokens"]
     study: Int[Tensor, " batch"]
@@ -110,8 +110,10 @@ class ImageEncoder(Protocol):
     def __call__(
         self,
         images: Float[Tensor, "batch channels *spatial"],
-        image_mask: Bool[Tensor, "batch *spatial"],
-    ) -> ImageFeatures: ...
+        image_mask: Bool[Tensor, " batch *spatial"],
+    ) -> ImageFeatures:
+        """Return pooled and region features."""
+        ...
 
 
 @runtime_checkable
@@ -123,7 +125,9 @@ class TextEncoder(Protocol):
 
     def __call__(
         self, tokens: Int[Tensor, "batch tokens"], token_mask: Int[Tensor, "batch tokens"]
-    ) -> TextFeatures: ...
+    ) -> TextFeatures:
+        """Return pooled, word and sentence features."""
+        ...
 
 
 @runtime_checkable
@@ -143,4 +147,6 @@ class Objective(Protocol):
         image_features: ImageFeatures,
         text_features: TextFeatures,
         positives: Float[Tensor, "batch batch"],
-    ) -> LossTerms: ...
+    ) -> LossTerms:
+        """Return the loss and its terms."""
+        ...

@@ -14,7 +14,9 @@ __all__ = ["Bar", "Progress", "silent"]
 class Progress(Protocol):
     """Called as work goes on; ``message`` names the step, and a new message starts a new bar."""
 
-    def __call__(self, done: int, total: int, message: str) -> None: ...
+    def __call__(self, done: int, total: int, message: str) -> None:
+        """Say that ``done`` of ``total`` items of the step ``message`` are done."""
+        ...
 
 
 @contextlib.contextmanager
@@ -50,6 +52,7 @@ class Bar:
         return self
 
     def __call__(self, done: int, total: int, message: str) -> None:
+        """Move the bar of the step ``message``."""
         if self._bar is None:
             if done >= total and message not in self._tasks:
                 self._tasks[message] = total
