@@ -18,6 +18,7 @@ import os
 import signal
 import threading
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from multiprocessing.connection import wait
@@ -26,12 +27,14 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
-from medvl.preprocess.reading import read_image
-from medvl.preprocess.reports import parse_report
+from medvl.preprocess.reading import kind_of, read_image
+from medvl.preprocess.reports import hygiene_notes, mask_identity, parse_report
+from pydicom.errors import InvalidDicomError
+from pydicom.filereader import read_file_meta_info
 
-from medvl.errors import MedvlError, StoreError
+from medvl.errors import InputError, MedvlError, StoreError
 from medvl.images import Image, Photometric
-from medvl.records import Box, LabelState, Record, Report
+from medvl.records import Box, LabelState, Record
 from medvl.specs import PixelSpec, ReportSpec, text_hash
 from medvl.store import record_row, row_record, write_atomic, write_shard
 
@@ -109,6 +112,8 @@ class Part:
 
     records: tuple[Record, ...]
     failures: tuple[Failure, ...]
+    kinds: dict[str, int]
+    """File format or transfer syntax to number of files."""
 
 
 def start_worker(log: Path) -> None:
@@ -147,14 +152,16 @@ def prepare_chunk(task: Task, chunk: Chunk, poison: Mapping[int, str]) -> None:
     failures: list[Failure] = []
     shard = task.shard(chunk)
     try:
-        draft = task.current(chunk).with_name(shard.name)
+        # A folder of its own: a worker of a killed run may still be ending on the same chunk.
+        draft = task.current(chunk).parent / str(os.getpid()) / shard.name
+        draft.parent.mkdir(exist_ok=True)
         records = write_shard(draft, _samples(task, chunk, poison, failures))
         if records:
             draft.replace(shard)
         else:
             draft.unlink()
             shard.unlink(missing_ok=True)
-        _write_part(task, chunk, Part(tuple(records), tuple(failures)), shard)
+        _write_part(task, chunk, Part(tuple(records), tuple(failures), _kinds(chunk)), shard)
         task.current(chunk).unlink(missing_ok=True)
     except OSError as error:
         raise refused_write(error) from error
@@ -193,7 +200,7 @@ def _samples(
 def _sample(task: Task, job: Job) -> tuple[Record, UInt8[np.ndarray, "height width"]]:
     image = read_image(Path(job.path))
     stored = task.pixels.apply(image)
-    report = parse_report(job.report) if job.report else Report("")
+    report = mask_identity(parse_report(job.report, parser=task.report.parser))
     rows, columns = image.array.shape[-2:]
     scale = (stored.shape[0] / rows, stored.shape[1] / columns)
     record = Record(
@@ -202,7 +209,7 @@ def _sample(task: Task, job: Job) -> tuple[Record, UInt8[np.ndarray, "height wid
         patient_id=job.patient_id,
         modality=task.modality,
         split=job.split,
-        source_kind="dicom",
+        source_kind="dicom" if kind_of(Path(job.path)) == "dicom" else "raster",
         report=report.text,
         retrieval=task.report.render(report, "retrieval"),
         generation=task.report.render(report, "generation"),
@@ -213,8 +220,8 @@ def _sample(task: Task, job: Job) -> tuple[Record, UInt8[np.ndarray, "height wid
         shape=stored.shape,
         dtype=str(stored.dtype),
         source_shape=(rows, columns),
-        view=image.view or job.view,
-        laterality=image.laterality or job.laterality,
+        view=job.view or image.view,
+        laterality=job.laterality or image.laterality,
         spacing_mm=_stored_spacing(image, scale),
         spacing_frame=image.spacing_frame,
         inverted=image.photometric is Photometric.MONOCHROME1,
@@ -225,9 +232,22 @@ def _sample(task: Task, job: Job) -> tuple[Record, UInt8[np.ndarray, "height wid
             Box(b.label, b.x0 * scale[1], b.y0 * scale[0], b.x1 * scale[1], b.y1 * scale[0])
             for b in job.boxes
         ),
-        notes=image.notes,
+        notes=(*image.notes, *hygiene_notes(job.report)),
     )
     return record, stored
+
+
+def _kinds(chunk: Chunk) -> dict[str, int]:
+    return dict(sorted(Counter(_kind(Path(job.path)) for job in chunk.jobs).items()))
+
+
+def _kind(path: Path) -> str:
+    with contextlib.suppress(InputError, InvalidDicomError, AttributeError, KeyError, ValueError, EOFError):
+        if kind_of(path) == "dicom":
+            return f"DICOM {read_file_meta_info(path).TransferSyntaxUID.name}"
+        suffix = path.suffix[1:].upper()
+        return {"JPG": "JPEG", "TIF": "TIFF", "": "no suffix"}.get(suffix, suffix)
+    return "DICOM without transfer syntax"
 
 
 def _stored_spacing(image: Image, scale: tuple[float, float]) -> tuple[float, ...] | None:
@@ -248,6 +268,7 @@ def _write_part(task: Task, chunk: Chunk, part: Part, shard: Path) -> None:
         "bytes": shard.stat().st_size if part.records else 0,
         "records": [record_row(record) for record in part.records],
         "failures": [dataclasses.asdict(failure) for failure in part.failures],
+        "kinds": part.kinds,
     }
     write_atomic(task.part(chunk), gzip.compress(json.dumps(values).encode(), compresslevel=1, mtime=0))
 
@@ -263,5 +284,6 @@ def read_part(task: Task, chunk: Chunk) -> Part | None:
         return Part(
             tuple(row_record(row) for row in values["records"]),
             tuple(Failure(**failure) for failure in values["failures"]),
+            dict(values["kinds"]),
         )
     return None

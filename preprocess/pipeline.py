@@ -1,0 +1,288 @@
+"""A source of studies and reports becomes a record store: pair, plan, prepare in chunks, assemble.
+
+The plan is sorted and depends on the source and the options alone; each chunk of it becomes one
+shard; the index, the quality page and, last, the manifest are written when all chunks are done.
+Killed at any moment, the same call goes on where it stopped and ends with the same bytes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+import signal
+import threading
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from medvl.preprocess.assembly import Prepared, PrepareSummary, assemble
+from medvl.preprocess.chunks import Chunk, Job, Task, read_part, refused_write
+from medvl.preprocess.lock import hold
+from medvl.preprocess.pairing import Pairing, pair
+from medvl.preprocess.pool import run_chunks
+from medvl.preprocess.pseudonyms import Pseudonyms, keep_key
+
+from medvl.errors import UsageError, file_token
+from medvl.progress import Progress
+from medvl.specs import PixelSpec, ReportSpec
+from medvl.splits import split_of
+from medvl.store import write_atomic
+
+__all__ = ["PrepareSummary", "prepare"]
+
+_OURS = {"private", "shards", "store.json", "index.parquet", "failures.jsonl", "quality.html"}
+_FEWEST = 4
+"""A small source still gives some 32 shards of at least this many records: enough for every core."""
+
+
+def prepare(
+    source: str | Path,
+    out: str | Path,
+    *,
+    modality: str = "cxr",
+    table: Path | None = None,
+    columns: Mapping[str, str] | None = None,
+    labels: Path | None = None,
+    boxes: Path | None = None,
+    pixels: PixelSpec | None = None,
+    report: ReportSpec | None = None,
+    split: Sequence[float] = (0.8, 0.1, 0.1),
+    split_seed: int = 0,
+    key: bytes | None = None,
+    workers: int | None = None,
+    shard_records: int = 64,
+    retry_failed: bool = False,
+    progress: Progress | None = None,
+) -> PrepareSummary:
+    """Write the record store of a folder of studies and their reports.
+
+    Nothing is written outside ``out``. The call can be killed and repeated; each image becomes one
+    record or one line of ``failures.jsonl``. The bytes of the store do not depend on ``workers``.
+
+    Args:
+        source: a tree of DICOM files, or a folder of images, with a report table.
+        out: the store; a half-written one is resumed, a finished one is left as it is.
+        modality: kept in every record.
+        table: report table; found in the source if None.
+        columns: role to column name, where the guess is wrong.
+        labels: label table; ``labels.*`` in the source if None.
+        boxes: box table; ``boxes.*`` or ``*_boxes.csv`` in the source if None.
+        pixels: how an image becomes the stored array.
+        report: which sentences each text view keeps.
+        split: shares of train, val and test, drawn by patient where the table gives no split.
+        split_seed: another seed gives another split.
+        key: pseudonym key; made, or taken from ``out/private/key``, if None.
+        workers: processes; all cores if None.
+        shard_records: most records in a shard.
+        retry_failed: do the chunks again in which an image failed.
+        progress: called with images done, images in all, and the step.
+
+    Raises:
+        UsageError: the folder belongs to another run, other options or another process.
+        BadTable: the report table cannot be read or matched.
+        StoreError: the store cannot be written.
+    """
+    source, out = Path(source), Path(out)
+    pixels, report = pixels or PixelSpec(), report or ReportSpec()
+    if shard_records < 1 or (workers is not None and workers < 1):
+        raise UsageError(
+            f"shard_records is {shard_records} and workers is {workers}; allowed are whole numbers from 1."
+        )
+    split_of("", seed=split_seed, fractions=split)
+    _check_folders(source, out)
+    with _sigterm_exits(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # readers put header values into them
+        paired = pair(source, table=table, columns=columns, labels=labels, boxes=boxes)
+        try:
+            private = out / "private"
+            for folder in (private / "parts", private / "work", out / "shards"):
+                folder.mkdir(parents=True, exist_ok=True)
+            private.chmod(0o700)
+            with hold(private / "lock"):
+                _sweep(out)
+                ids = Pseudonyms(keep_key(private, given=key))
+                jobs = _jobs(source, paired, ids=ids, split=split, seed=split_seed)
+                options = {
+                    "modality": modality,
+                    "pixel spec": pixels.digest,
+                    "report spec": report.digest,
+                    "split": [float(share) for share in split],
+                    "split seed": split_seed,
+                    "records per shard": shard_records,
+                    "files": len(jobs),
+                    "contents": _contents(jobs),
+                }
+                task = Task(out, modality, pixels, report, _agree(private / "plan.json", options))
+                chunks = _chunks(jobs, most=shard_records)
+                if retry_failed:
+                    _forget_failures(task, chunks)
+                return _run(
+                    task,
+                    chunks,
+                    paired=paired,
+                    source=source,
+                    options=options,
+                    workers=workers or len(os.sched_getaffinity(0)),
+                    progress=progress,
+                )
+        except OSError as error:
+            raise refused_write(error) from error
+
+
+def _run(
+    task: Task,
+    chunks: Sequence[Chunk],
+    *,
+    paired: Pairing,
+    source: Path,
+    options: Mapping[str, Any],
+    workers: int,
+    progress: Progress | None,
+) -> PrepareSummary:
+    todo = [chunk for chunk in chunks if read_part(task, chunk) is None]
+    total = sum(len(chunk.jobs) for chunk in chunks)
+    before = count = total - sum(len(chunk.jobs) for chunk in todo)
+
+    def done(chunk: Chunk) -> None:
+        nonlocal count
+        count += len(chunk.jobs)
+        if progress is not None:
+            progress(count, total, "preparing images")
+
+    finished = task.out / "store.json"
+    complete = finished.is_file() and not todo
+    if not complete:
+        finished.unlink(missing_ok=True)
+        run_chunks(todo, task=task, workers=min(workers, max(1, len(todo))), done=done)
+    prepared = Prepared.of(
+        task,
+        [job for chunk in chunks for job in chunk.jobs],
+        [part for chunk in chunks if (part := read_part(task, chunk)) is not None],
+        paired=paired,
+        options=options,
+    )
+    summary = prepared.summary(resumed=before)
+    if not complete:
+        assemble(prepared, summary, source=source)
+    return summary
+
+
+def _check_folders(source: Path, out: Path) -> None:
+    if not source.is_dir():
+        raise UsageError("the source is not a folder.", hint="Give the folder that holds the images.")
+    inside, outside = out.resolve(), source.resolve()
+    if inside == outside or outside in inside.parents or inside in outside.parents:
+        raise UsageError(
+            "the output folder and the source lie inside each other.", hint="Choose another output folder."
+        )
+    if out.exists() and not out.is_dir():
+        raise UsageError("the output is a file, not a folder.", hint="Choose another output folder.")
+    foreign = [name for name in _names(out) if name not in _OURS and not name.endswith(".tmp")]
+    if foreign:
+        raise UsageError(
+            f"the output folder holds {len(foreign)} files that are not of a record store.",
+            hint="Choose an empty or a new folder.",
+        )
+
+
+def _names(folder: Path) -> list[str]:
+    return [path.name for path in folder.iterdir()] if folder.is_dir() else []
+
+
+@contextlib.contextmanager
+def _sigterm_exits() -> Iterator[None]:
+    """Let SIGTERM unwind the stack as Ctrl-C does, so that workers are stopped and the lock is freed."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _sweep(out: Path) -> None:
+    """Remove what a killed run may have left half-written."""
+    for folder in (out, out / "private", out / "private" / "parts"):
+        for path in folder.glob(".*.tmp"):
+            path.unlink(missing_ok=True)
+    shutil.rmtree(out / "private" / "work", ignore_errors=True)
+    (out / "private" / "work").mkdir(exist_ok=True)
+
+
+def _jobs(source: Path, paired: Pairing, *, ids: Pseudonyms, split: Sequence[float], seed: int) -> list[Job]:
+    jobs = []
+    for item in paired.items:
+        relative = item.path.relative_to(source).as_posix()
+        jobs.append(
+            Job(
+                record_id=ids.record(relative),
+                study_id=ids.study(item.study),
+                patient_id=ids.patient(item.patient),
+                split=item.split or split_of(item.patient, seed=seed, fractions=split),
+                path=str(item.path),
+                token=file_token(item.path),
+                report=item.report,
+                view=item.view,
+                laterality=item.laterality,
+                labels=dict(item.labels),
+                boxes=tuple(item.boxes),
+            )
+        )
+    return sorted(jobs, key=lambda job: job.record_id)
+
+
+def _contents(jobs: Sequence[Job]) -> str:
+    """Hash all that the plan takes from the source: paths, sizes, texts, labels."""
+    digest = hashlib.blake2b(digest_size=12)
+    for job in jobs:
+        values = dataclasses.asdict(job) | {"path": None, "bytes": Path(job.path).stat().st_size}
+        digest.update(json.dumps(values, sort_keys=True).encode())
+    return digest.hexdigest()
+
+
+def _chunks(jobs: Sequence[Job], *, most: int) -> list[Chunk]:
+    size = min(most, max(_FEWEST, -(-len(jobs) // 32)))
+    return [Chunk(k, tuple(jobs[i : i + size])) for k, i in enumerate(range(0, len(jobs), size))]
+
+
+def _agree(path: Path, options: Mapping[str, Any]) -> str:
+    """Keep the options of the first run; refuse a run that differs. Return their digest.
+
+    Raises:
+        UsageError: naming what differs.
+    """
+    if path.is_file():
+        kept = json.loads(path.read_text("utf-8"))
+        differing = [
+            f"{name} was {kept.get(name)} and is {value}"
+            for name, value in options.items()
+            if kept.get(name) != value
+        ]
+        if differing:
+            raise UsageError(
+                f"this output folder was begun with other input or options: {'; '.join(differing)}.",
+                hint="Repeat the first call to finish it, or choose a new folder.",
+            )
+    canonical = json.dumps(dict(options), sort_keys=True).encode()
+    if not path.is_file():
+        write_atomic(path, canonical)
+    return hashlib.blake2b(canonical, digest_size=12).hexdigest()
+
+
+def _forget_failures(task: Task, chunks: Sequence[Chunk]) -> None:
+    for chunk in chunks:
+        part = read_part(task, chunk)
+        if part is not None and part.failures:
+            task.part(chunk).unlink()
