@@ -1,0 +1,237 @@
+"""Which column of a table is what: guessed from names and contents, shown, overridable."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import pandas as pd
+
+from medvl.errors import BadTable, nearest
+
+__all__ = ["ROLES", "Columns", "Overrides", "guess_columns", "plain"]
+
+Overrides = Mapping[str, str | list[str] | tuple[str, ...]]
+"""Role to column name; several names as a list, or joined by ``+``; "" for none."""
+
+_NAMES: dict[str, tuple[str, ...]] = {
+    "accession": ("accession", "accessionnumber", "accessionno", "accessionid", "acc", "accno"),
+    "study_uid": ("studyinstanceuid", "studyuid"),
+    "sop_uid": ("sopinstanceuid", "sopuid", "instanceuid", "imageuid", "dicomuid"),
+    "image": (
+        "image", "path", "imagepath", "filename", "file", "filepath", "imageid", "dicomid", "imageindex", "imagename",
+        "imagefile", "imgpath", "frontalfiles", "dicompath", "imagefilename", "jpgpath", "img",
+    ),
+    "study": ("studyid", "study", "examid", "reportid", "uid", "exam", "caseid"),
+    "patient": (
+        "groupid", "group", "patientid", "subjectid", "patient", "subject", "patientkey", "pid", "mrn", "personid",
+        "tilegroup",
+    ),
+    "view": ("view", "viewposition", "projection", "viewpositiondicom", "frontallateral", "appa", "orientation"),
+    "laterality": ("laterality", "imagelaterality", "side"),
+    "split": ("split", "set", "partition", "subset", "dataset"),
+}  # fmt: skip
+_WHOLE = (
+    "report", "reporttext", "text", "fullreport", "radiologyreport", "note", "notes", "caption", "clinicalnotes",
+    "reportbody", "narrative", "description",
+)  # fmt: skip
+_SECTIONS = ("indication", "history", "clinicalhistory", "comparison", "technique", "findings", "impression",
+             "conclusion", "recommendation")  # fmt: skip
+CATEGORY = (
+    "finding",
+    "label",
+    "labels",
+    "class",
+    "category",
+    "diagnosis",
+    "problems",
+    "findinglabels",
+    "target",
+)
+_NOT_LABELS = re.compile(
+    r"\b(?:\w*id|uid|age|sex|gender|year|date|width|height|fold|rows?|columns?|bits|frames?|pixels?|days|index|seed)$"
+)
+_SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val",
+           "validate": "val", "test": "test", "testing": "test"}  # fmt: skip
+_FILE = re.compile(r"[/\\]|\.(?:dcm|dicom|png|jpe?g|tiff?|bmp|webp|nii|gz)$", re.IGNORECASE)
+
+ROLES = (
+    "accession",
+    "study_uid",
+    "sop_uid",
+    "image",
+    "study",
+    "patient",
+    "text",
+    "view",
+    "laterality",
+    "split",
+    "labels",
+)
+"""What a column can be; the keys that an override may have."""
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which column of a table is what; ``None`` or ``()`` where there is none.
+
+    Args:
+        image: file name, path or stem of one image.
+        study: an identifier of a study that is neither accession number nor UID.
+        patient: what a split must not tear apart; a group column wins over a patient column.
+        text: one column with the report, or several with its sections, joined under headings.
+        labels: numeric columns, or one categorical column.
+        why: role to the reason of the choice, for :meth:`explain`.
+    """
+
+    accession: str | None = None
+    study_uid: str | None = None
+    sop_uid: str | None = None
+    image: str | None = None
+    study: str | None = None
+    patient: str | None = None
+    text: tuple[str, ...] = ()
+    view: str | None = None
+    laterality: str | None = None
+    split: str | None = None
+    labels: tuple[str, ...] = ()
+    why: dict[str, str] = field(default_factory=dict, compare=False)
+
+    def explain(self) -> list[str]:
+        """Return one line a role: the column, and why it was chosen."""
+        lines = []
+        for role in ROLES:
+            value = getattr(self, role)
+            shown = ", ".join(value) if isinstance(value, tuple) else value
+            if not shown:
+                lines.append(f"{role}: none")
+            else:
+                lines.append(f"{role}: {shown} ({self.why.get(role, 'given')})")
+        return lines
+
+    def report_text(self, row: Mapping[str, str]) -> str:
+        r"""Return the report of a row: the text column, or the section columns under their headings.
+
+        Examples:
+            >>> Columns(text=("findings", "impression")).report_text({"findings": "Clear.", "impression": ""})
+            'FINDINGS: Clear.'
+        """
+        if len(self.text) == 1 and plain(self.text[0]) not in _SECTIONS:
+            return row[self.text[0]]
+        return "\n".join(f"{name.upper()}: {row[name]}" for name in self.text if row[name])
+
+    def split_of(self, row: Mapping[str, str]) -> str | None:
+        """Return ``train``, ``val`` or ``test`` where the table says so."""
+        return _SPLITS.get(row[self.split].lower()) if self.split else None
+
+
+def guess_columns(frame: pd.DataFrame, *, columns: Overrides | None = None) -> Columns:
+    """Say which column is what, from names and, where names mislead, from contents.
+
+    Args:
+        frame: what :func:`read_table` returned.
+        columns: role to column name (or names, for text and labels) where the guess is wrong; "" for none.
+
+    Raises:
+        BadTable: an override names a role or a column that does not exist.
+
+    Examples:
+        >>> frame = pd.DataFrame({"subject_id": ["1"], "study_id": ["7"], "findings": ["Clear."]})
+        >>> [line for line in guess_columns(frame).explain() if "none" not in line]
+        ['study: study_id (by name)', 'patient: subject_id (by name)', 'text: findings (sections by name)']
+    """
+    chosen: dict[str, Any] = {}
+    why: dict[str, str] = {}
+    given = _overrides(frame, columns or {})
+    by_plain = {plain(str(name)): str(name) for name in reversed(list(frame.columns))}
+    taken = {
+        name for value in given.values() for name in (value if isinstance(value, tuple) else (value,)) if name
+    }
+    for role, names in _NAMES.items():
+        for name in names:
+            column = by_plain.get(name)
+            if role not in given and column and column not in taken and _fits(frame[column], role):
+                chosen[role], why[role] = column, "by name"
+                taken.add(column)
+                break
+    if why.get("patient") and plain(chosen["patient"]).startswith("group") and "patientid" in by_plain:
+        why["patient"] = "by name; the group wins over the patient"
+    if "text" not in given:
+        chosen["text"], why["text"] = _guess_text(frame, by_plain, taken)
+        taken.update(chosen["text"])
+    if "labels" not in given:
+        chosen["labels"], why["labels"] = _guess_labels(frame, by_plain, taken)
+    return Columns(**{**chosen, **given}, why={role: text for role, text in why.items() if role not in given})
+
+
+def plain(name: str) -> str:
+    """Return a column name in lower case without blanks and punctuation."""
+    return re.sub(r"[^a-z0-9]", "", name.lower())
+
+
+def _overrides(frame: pd.DataFrame, columns: Overrides) -> dict[str, Any]:
+    given: dict[str, Any] = {}
+    for role, value in columns.items():
+        if role not in ROLES:
+            raise BadTable(f"'{role}' is not a role of a column.", hint=nearest(role, ROLES))
+        names = [part for part in (value.split("+") if isinstance(value, str) else value) if part]
+        for name in names:
+            if name not in frame.columns:
+                raise BadTable(
+                    f"the table has no column '{name}'.", hint=nearest(name, map(str, frame.columns))
+                )
+        several = role in ("text", "labels")
+        if not several and len(names) > 1:
+            raise BadTable(f"the role '{role}' takes one column; got {len(names)}.", hint="Name one.")
+        given[role] = tuple(names) if several else (names[0] if names else None)
+    return given
+
+
+def _fits(cells: pd.Series, role: str) -> bool:
+    """Check contents where a name alone misleads: IU X-ray's ``image`` describes the examination."""
+    filled = cells[cells != ""]
+    if role == "split":
+        return bool(len(filled)) and set(filled.str.lower()) <= set(_SPLITS)
+    if role == "image":
+        return bool(len(filled)) and not filled.str.contains(r"\s\S*\s", regex=True).mean() > 0.5
+    return bool(len(filled))
+
+
+def _guess_text(
+    frame: pd.DataFrame, by_plain: dict[str, str], taken: set[str]
+) -> tuple[tuple[str, ...], str]:
+    for name in _WHOLE:
+        column = by_plain.get(name)
+        if column and column not in taken and frame[column].str.contains(" ", regex=False).any():
+            return (column,), "by name"
+    sections = tuple(by_plain[name] for name in _SECTIONS if name in by_plain and by_plain[name] not in taken)
+    if sections:
+        return sections, "sections by name"
+    prose = {
+        str(name): frame[name].str.len().mean()
+        for name in frame.columns
+        if name not in taken and (frame[name].str.count(" ") >= 4).mean() > 0.5
+    }
+    if prose:
+        return (max(prose, key=lambda name: prose[name]),), "longest prose, a guess: check it"
+    return (), ""
+
+
+def _guess_labels(
+    frame: pd.DataFrame, by_plain: dict[str, str], taken: set[str]
+) -> tuple[tuple[str, ...], str]:
+    numeric = tuple(
+        str(name)
+        for name in frame.columns
+        if name not in taken and not _NOT_LABELS.search(str(name).lower().replace("_", " "))
+        and (cells := set(frame[name])) - {""} and cells <= {"", "0", "1", "-1", "0.0", "1.0", "-1.0"}
+    )  # fmt: skip
+    if numeric:
+        return numeric, "1, 0, -1 or blank"
+    for name in CATEGORY:
+        column = by_plain.get(name)
+        if column and column not in taken and frame[column].nunique() <= max(2, len(frame) // 2):
+            return (column,), "categories by name"
+    return (), ""

@@ -1,0 +1,198 @@
+"""Labels and boxes of images or studies, from tables."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import pandas as pd
+from medvl.preprocess.columns import CATEGORY, Columns, Overrides, guess_columns, plain
+from medvl.preprocess.tables import read_table
+
+from medvl.errors import BadTable, file_token
+from medvl.records import Box, LabelState
+
+__all__ = ["CHEXPERT", "LabelEncoding", "finding_name", "read_boxes", "read_labels", "row_labels"]
+
+
+@dataclass(frozen=True)
+class LabelEncoding:
+    """What the cells of a numeric label column mean; a blank cell is unknown, and is not listed."""
+
+    present: frozenset[str] = frozenset({"1", "1.0", "true", "yes", "present", "positive"})
+    absent: frozenset[str] = frozenset({"0", "0.0", "false", "no", "absent", "negative"})
+    uncertain: frozenset[str] = frozenset({"-1", "-1.0", "uncertain", "possible"})
+    unknown: frozenset[str] = frozenset({"", "nan", "na", "n/a", "none", "unknown", "todo", "?"})
+
+    def state(self, cell: str) -> LabelState | None:
+        """Return the state of a cell, or None when nothing is known.
+
+        Raises:
+            KeyError: the encoding does not have the cell.
+        """
+        for state, cells in ((f.name, getattr(self, f.name)) for f in fields(self)):
+            if cell.lower() in cells:
+                return None if state == "unknown" else state
+        raise KeyError
+
+
+CHEXPERT = LabelEncoding()
+"""CheXpert: 1 present, 0 absent, −1 uncertain, blank not mentioned (Irvin et al. 2019); words are understood too."""
+
+
+def finding_name(label: str) -> str:
+    """Return the name of a finding as records hold it.
+
+    Examples:
+        >>> finding_name("Pleural Effusion"), finding_name("COVID-19")
+        ('pleural_effusion', 'covid_19')
+    """
+    return re.sub(r"[^\w]+", "_", label.strip().lower()).strip("_")
+
+
+def row_labels(
+    frame: pd.DataFrame, columns: Columns, *, encoding: LabelEncoding = CHEXPERT
+) -> list[dict[str, LabelState]]:
+    """Return the labels of each row.
+
+    Numeric columns follow ``encoding``. One categorical column is exclusive: a row with a value has its classes
+    present (several split by comma, semicolon or bar; ``A/B`` is a path whose every step is present) and each other class
+    of the column absent; a row without a value, or with "unknown", has no label at all.
+
+    Raises:
+        BadTable: a cell that the encoding does not have.
+    """
+    if not columns.labels:
+        return [{} for _ in range(len(frame))]
+    if len(columns.labels) == 1 and not _is_numeric(frame[columns.labels[0]], encoding):
+        return _categories(list(frame[columns.labels[0]]), encoding)
+    rows: list[dict[str, LabelState]] = [{} for _ in range(len(frame))]
+    for column in columns.labels:
+        name = finding_name(column)
+        for row, line, cell in zip(rows, frame.index, frame[column], strict=True):
+            try:
+                state = encoding.state(cell)
+            except KeyError:
+                raise BadTable(
+                    f"column '{column}' has a cell of {len(cell)} characters at line {line} that is no label.",
+                    hint="Allowed are 1, 0, -1 and blank, or their words; name the label columns with columns=.",
+                ) from None
+            if state is not None:
+                row[name] = state
+    return rows
+
+
+def _is_numeric(cells: pd.Series, encoding: LabelEncoding) -> bool:
+    known = encoding.present | encoding.absent | encoding.uncertain | encoding.unknown
+    return set(cells.str.lower()) <= known
+
+
+def _categories(cells: list[str], encoding: LabelEncoding) -> list[dict[str, LabelState]]:
+    present = [
+        {
+            finding_name(step)
+            for part in re.split(r"[,;|]", cell.strip("[]"))
+            for step in part.replace("'", "").split("/")
+            if step.strip().lower() not in encoding.unknown
+        }
+        for cell in cells
+    ]
+    classes = sorted(set().union(*present))
+    return [
+        {name: "present" if name in row else "absent" for name in classes} if row else {} for row in present
+    ]
+
+
+def _key_column(columns: Columns, path: Path) -> str:
+    for role in ("sop_uid", "image", "study_uid", "accession", "study"):
+        if getattr(columns, role):
+            return str(getattr(columns, role))
+    raise BadTable(
+        f"the table {file_token(path)} has no column that names an image or a study.",
+        hint="Name it, for example columns={'accession': 'ORDER_NO'}.",
+    )
+
+
+def read_labels(
+    path: str | Path,
+    *,
+    columns: Overrides | None = None,
+    encoding: LabelEncoding = CHEXPERT,
+) -> dict[str, dict[str, LabelState]]:
+    """Read a label table: image or study key → finding → state; a finding that is not listed is unknown.
+
+    Raises:
+        BadTable: no key column, no label column, a cell that is no label, or two rows that disagree.
+    """
+    path = Path(path)
+    frame = read_table(path)
+    guess = guess_columns(frame, columns=columns)
+    key = _key_column(guess, path)
+    if not guess.labels:
+        raise BadTable(
+            f"the table {file_token(path)} has no label column.", hint="Name them, for example columns={'labels': 'edema+nodule'}."
+        )  # fmt: skip
+    found: dict[str, dict[str, LabelState]] = {}
+    for line, name, states in zip(
+        frame.index, frame[key], row_labels(frame, guess, encoding=encoding), strict=True
+    ):
+        if found.setdefault(name, states) != states:
+            raise BadTable(
+                f"line {line} of {file_token(path)} contradicts an earlier row of its key.", hint="Keep one."
+            )
+    found.pop("", None)
+    return found
+
+
+_CORNERS = (
+    ("x0", "y0", "x1", "y1"), ("xmin", "ymin", "xmax", "ymax"), ("x1", "y1", "x2", "y2"), ("left", "top", "right", "bottom"),
+)  # fmt: skip
+_SIZES = (("x", "y", "width", "height"), ("x", "y", "w", "h"), ("left", "top", "width", "height"))
+
+
+def read_boxes(path: str | Path) -> dict[str, tuple[Box, ...]]:
+    """Read a box table: image key → boxes, in pixels of the source image, end exclusive.
+
+    Columns: an image (SOPInstanceUID or file name), a label, and four corners or a corner and a size.
+    Rows without coordinates say "no box" and are passed over.
+
+    Raises:
+        BadTable: a column is missing, or a coordinate is no number or makes an empty box.
+    """
+    path = Path(path)
+    frame = read_table(path)
+    key = _key_column(guess_columns(frame), path)
+    by_plain = {plain(str(name)): str(name) for name in frame.columns}
+    label = next((by_plain[n] for n in (*CATEGORY, "structure", "classname", "name") if n in by_plain), None)
+    four = next((names for names in (*_CORNERS, *_SIZES) if all(name in by_plain for name in names)), None)
+    if label is None or four is None:
+        raise BadTable(
+            f"the table {file_token(path)} lacks {'a label column' if label is None else 'four coordinate columns'}.",
+            hint="Allowed are a label and x0, y0, x1, y1 or x, y, width, height.",
+        )
+    found: dict[str, list[Box]] = {}
+    for line, row in zip(frame.index, frame.to_dict("records"), strict=True):
+        cells = [row[by_plain[name]] for name in four]
+        if any(cells):
+            found.setdefault(row[key], []).append(
+                _box(finding_name(row[label]), cells, line, sized=four in _SIZES)
+            )
+    return {name: tuple(boxes) for name, boxes in found.items()}
+
+
+def _box(label: str, cells: list[str], line: int, *, sized: bool) -> Box:
+    try:
+        x0, y0, x1, y1 = (float(cell) for cell in cells)
+    except ValueError as error:
+        raise BadTable(
+            f"line {line} has a coordinate that is no number.", hint="Coordinates are pixels."
+        ) from error
+    if sized:
+        x1, y1 = x0 + x1, y0 + y1
+    if not (math.isfinite(x0 + y0 + x1 + y1) and x1 > x0 and y1 > y0):
+        raise BadTable(
+            f"line {line} has an empty box: ({x0}, {y0}) to ({x1}, {y1}).", hint="Need x0 < x1 and y0 < y1."
+        )
+    return Box(label, x0, y0, x1, y1)
