@@ -285,7 +285,7 @@ def _fit(
         loop = recipe.loop
         between = Between(
             run,
-            log=None,
+            table=None,
             validation=_batches(setup, size=recipe.data.batch),
             every_steps=loop.every_steps,
             log_every=loop.log_every,
@@ -315,7 +315,7 @@ def _fit(
             use_distributed_sampler=False,
         )
         if trainer.is_global_zero:
-            between.log = MetricsLog(run, step=start, tensorboard=recipe.machine.tensorboard)
+            between.table = MetricsLog(run, step=start, tensorboard=recipe.machine.tensorboard)
         stream = BatchStream(
             setup.train,
             order=setup.order,
@@ -330,8 +330,8 @@ def _fit(
             if start < setup.steps:
                 trainer.fit(module, stream, ckpt_path=resume, weights_only=False)
         finally:
-            if between.log is not None:
-                between.log.close()
+            if between.table is not None:
+                between.table.close()
     received = between.stop.received
     if received is not None and trainer.global_step < setup.steps:
         return trainer.global_step, "interrupted", between.best, received
@@ -347,7 +347,11 @@ def _batches(setup: _Setup, *, size: int) -> Callable[[], Iterator[Any]] | None:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Silence what Lightning says about choices that were made on purpose; each is named."""
-    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric", "lightning")]
+    import lightning.pytorch  # sets the level of its logger on import
+
+    loggers = [
+        logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric", lightning.__name__)
+    ]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings():
         for message in (

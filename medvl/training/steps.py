@@ -117,7 +117,7 @@ class Between(Callback):
 
     Args:
         run: the run directory.
-        log: the metrics table.
+        table: the metrics table; None on ranks that do not write.
         validation: the batches of the validation split each time it is called; None for no validation.
         every_steps: steps between validations and checkpoints.
         log_every: steps between rows of the log.
@@ -131,7 +131,7 @@ class Between(Callback):
         self,
         run: Path,
         *,
-        log: MetricsLog | None,
+        table: MetricsLog | None,
         validation: Callable[[], Iterable[Batch]] | None,
         every_steps: int,
         log_every: int,
@@ -140,7 +140,8 @@ class Between(Callback):
         keep: int,
         progress: Progress | None,
     ) -> None:
-        self.run, self.log, self.validation, self.progress = run, log, validation, progress
+        self.run, self.validation, self.progress = run, validation, progress
+        self.table = table  # not "log": Lightning gives its callbacks a function of that name
         self.every_steps, self.log_every, self.keep = every_steps, log_every, keep
         self.monitor, self.patience = monitor, patience
         self.sign = 1.0 if "recall" in monitor else -1.0
@@ -181,8 +182,8 @@ class Between(Callback):
         if due and self.validation is not None:
             row |= self._validate(trainer, pl_module)
             improved = self._judge(row[self.monitor])
-        if row and self.log is not None:
-            self.log.write(step, (step - 1) // pl_module.steps_per_epoch, row)
+        if row and self.table is not None:
+            self.table.write(step, (step - 1) // pl_module.steps_per_epoch, row)
         interrupted = self._interrupted(trainer)
         if due or interrupted:
             self._save(trainer, improved=improved)
@@ -193,7 +194,7 @@ class Between(Callback):
     def _train_row(self, trainer: Trainer, module: AlignmentModule) -> dict[str, float]:
         terms = module.last_terms
         assert terms is not None
-        values = {"loss": terms.total, **terms.terms}
+        values = {"loss": terms.total.detach(), **terms.terms}
         row = {f"train/{name}": float(value) for name, value in values.items()}
         if not math.isfinite(row["train/loss"]):
             raise ConfigError(
