@@ -119,15 +119,15 @@ class AlignmentModel(nn.Module):
             self.word_projection = _projection(text_encoder.word_width, config)
         elif image_encoder.region_width != image_encoder.width:
             raise ConfigError(
-                f"the regions of encoder '{image_encoder.name}' have {image_encoder.region_width} values and its "
-                f"pooled vector {image_encoder.width}; a model without a local term needs equal widths.",
+                f"the regions of encoder '{image_encoder.name}' have {image_encoder.region_width} values and "
+                f"its pooled vector {image_encoder.width}; without a local term they must be equally wide.",
                 hint="Set region_stride to 32, or choose an objective with a local term.",
             )
 
     def encode_image(
         self,
         images: Float[Tensor, "batch channels *spatial"],
-        image_mask: Bool[Tensor, "batch *spatial"],
+        image_mask: Bool[Tensor, " batch *spatial"],
     ) -> ImageFeatures:
         """Return pooled and region features, projected to ``dim``."""
         features = self.image_encoder(images, image_mask)
@@ -158,7 +158,7 @@ class AlignmentModel(nn.Module):
     def forward(
         self,
         images: Float[Tensor, "batch channels *spatial"],
-        image_mask: Bool[Tensor, "batch *spatial"],
+        image_mask: Bool[Tensor, " batch *spatial"],
         tokens: Int[Tensor, "texts tokens"],
         token_mask: Int[Tensor, "texts tokens"],
     ) -> tuple[ImageFeatures, TextFeatures]:
@@ -210,7 +210,8 @@ def build_model(
     """Build a model for training, with pretrained weights where the encoders have them.
 
     Args:
-        image, text: the towers by name, options and training policy.
+        image: the image tower by name, options and training policy.
+        text: the text tower likewise.
         tokeniser: from :func:`medvl.encoders.text.text_tokeniser` for the same text tower.
         projection: of all features.
         local: whether the objective trains regions and sentences (its ``needs_local``).

@@ -1,4 +1,4 @@
-"""transformers models from plain values: which families and keys are allowed, and loading without surprises."""
+"""transformers models from plain values: which families and keys are allowed, and strict loading."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def check_config(config: Mapping[str, Any]) -> dict[str, Any]:
     Examples:
         >>> check_config({"model_type": "bert", "auto_map": {}})
         Traceback (most recent call last):
-        medvl.errors.ConfigError: the configuration has the key 'auto_map', which names code. Remove it; code from a model directory is never run.
+        medvl.errors.ConfigError: the configuration has the key 'auto_map', which names code. Remove it.
     """
     family = config.get("model_type")
     if not isinstance(family, str) or family not in FAMILIES:
@@ -111,7 +111,7 @@ def check_config(config: Mapping[str, Any]) -> dict[str, Any]:
         if key in _REFUSED:
             raise ConfigError(
                 f"the configuration has the key '{key}', which names code.",
-                hint="Remove it; code from a model directory is never run.",
+                hint="Remove it.",
             )
         if key not in _allowed(family):
             raise ConfigError(
@@ -131,7 +131,7 @@ def _configured(config: Mapping[str, Any], *, bidirectional: bool) -> Any:
     made = _config_class(config["model_type"])(**{k: v for k, v in config.items() if k != "model_type"})
     made.use_cache = False
     if FAMILIES[config["model_type"]] == "decoder":
-        # The only route that works in eager and sdpa, with and without padding; a flag on each layer does not.
+        # The route that works in eager and sdpa, with and without padding; a flag on each layer does not.
         made.is_causal = not bidirectional
     return made
 
@@ -181,9 +181,13 @@ def load_backbone(
     """
     from safetensors import SafetensorError
     from transformers import AutoModel
+    from transformers.utils import logging
 
     config = _read_config(directory)
     made = _configured(config, bidirectional=bidirectional)
+    verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()  # what does not match is raised below, not logged
+    logging.disable_progress_bar()
     try:
         model, report = AutoModel.from_pretrained(
             directory,
@@ -197,9 +201,13 @@ def load_backbone(
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ConfigError(
-            "the weights cannot be read: the directory needs a whole model.safetensors of this configuration.",
+            "the weights cannot be read; allowed is a whole model.safetensors of this configuration.",
             hint="Convert .bin or .pt weights to safetensors with transformers first.",
         ) from error
+    finally:
+        logging.set_verbosity(verbosity)
+        if bar:
+            logging.enable_progress_bar()
     model = _headless(model)
     own = set(model.state_dict())
     wrong = [key for key in report["missing_keys"] if key in own]
@@ -211,7 +219,7 @@ def load_backbone(
     ]
     if wrong:
         raise ConfigError(
-            f"{len(wrong)} tensors of the directory and of its configuration do not match, first '{sorted(wrong)[0]}'.",
+            f"{len(wrong)} tensors do not match the configuration, first '{sorted(wrong)[0]}'.",
             hint="config.json belongs to other weights.",
         )
     return model, config

@@ -152,8 +152,8 @@ def densenet121(
 ) -> ConvTower:
     """Return a DenseNet (Huang et al. 2017), DenseNet-121 unless the options say otherwise.
 
-    DenseNet-169 is ``blocks=(6, 12, 32, 32)``, -201 ``(6, 12, 48, 32)``, -264 ``(6, 12, 64, 48)``. The regions have
-    a stride of 32 pixels with four blocks, half of that with each block less.
+    DenseNet-169 is ``blocks=(6, 12, 32, 32)``, -201 ``(6, 12, 48, 32)``, -264 ``(6, 12, 64, 48)``.
+    The regions have a stride of 32 pixels with four blocks, half of that with each block less.
     """
     net = DenseNet(
         spatial_dims=2,

@@ -19,8 +19,8 @@ TowerT = TypeVar("TowerT", bound=Tower)
 class LoraOptions(BaseModel):
     """Rank r, scale alpha, dropout on the adapter's input, and which layers get an adapter.
 
-    ``targets`` is ``all-linear``, ``all-conv`` (ungrouped 2D convolutions) or name patterns with ``*``, such as
-    ``["*.query", "*.value"]``.
+    ``targets`` is ``all-linear``, ``all-conv`` (ungrouped 2D convolutions) or name patterns with ``*``, such
+    as ``["*.query", "*.value"]``.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -33,8 +33,8 @@ class LoraOptions(BaseModel):
 def add_lora(encoder: TowerT, options: LoraOptions | None = None) -> TowerT:
     """Put adapters into ``encoder``, in place, and train them alone.
 
-    ``W' = W + (alpha / r) · B A`` with ``A`` random and ``B = 0`` (Hu et al. 2021, arXiv 2106.09685), so the output
-    is bit for bit what it was until the first step, and each layer trains ``r · (d_in + d_out)`` values.
+    ``W' = W + (alpha / r) · B A`` with ``A`` random and ``B = 0`` (Hu et al. 2021, arXiv 2106.09685), so the
+    output is bit for bit what it was until the first step. Each layer trains ``r · (d_in + d_out)`` values.
 
     Args:
         encoder: an image or text tower.

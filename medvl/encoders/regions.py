@@ -30,7 +30,7 @@ class ImageTower(Tower):
     def _check(self, images: Tensor) -> None:
         if images.shape[1] != self.channels:
             raise ConfigError(
-                f"the images have {images.shape[1]} channels, but encoder '{self.name}' takes {self.channels}.",
+                f"the images have {images.shape[1]} channels; encoder '{self.name}' takes {self.channels}.",
                 hint="Set 'channels' of the encoder and of the input spec to the same number.",
             )
 
@@ -62,6 +62,7 @@ class ConvTower(ImageTower):
 
 
 def from_map(features: Float[Tensor, "batch width rows columns"], image_mask: Tensor) -> ImageFeatures:
+    """Return a feature map as regions, and their masked mean as the pooled vector."""
     grid = (int(features.shape[-2]), int(features.shape[-1]))
     regions = features.flatten(2).transpose(1, 2)
     mask = cover(image_mask, grid)
@@ -73,6 +74,7 @@ def from_map(features: Float[Tensor, "batch width rows columns"], image_mask: Te
 def masked_mean(
     regions: Float[Tensor, "batch regions width"], mask: Bool[Tensor, "batch regions"]
 ) -> Float[Tensor, "batch width"]:
+    """Return the mean of the regions under the mask; zero where it is empty."""
     weights = mask.to(regions.dtype)
     weights = weights / weights.sum(1, keepdim=True).clamp(min=1)
     return torch.einsum("brw,br->bw", regions, weights)

@@ -153,7 +153,7 @@ def _tower(
     config = architecture["config"]
     if tokeniser.vocab_size > config["vocab_size"]:
         raise ConfigError(
-            f"the tokeniser has {tokeniser.vocab_size} ids, but text encoder '{name}' knows {config['vocab_size']}.",
+            f"the tokeniser has {tokeniser.vocab_size} ids; text encoder '{name}' knows {config['vocab_size']}.",
             hint="Use the tokenizer.json of the encoder's own directory.",
         )
     longest = config.get("max_position_embeddings") or config.get("n_positions")
@@ -238,7 +238,7 @@ def huggingface(
         tokeniser: of the same directory, see :func:`text_tokeniser`.
         path: a directory with ``config.json`` and safetensors, or a hub name such as ``owner/model``.
         pooling: ``mean``, ``cls``, ``last`` or ``weighted``.
-        bidirectional: let a decoder's tokens see later ones too (LLM2Vec, arXiv 2404.05961); an encoder's do anyway.
+        bidirectional: let a decoder's tokens see later ones too (LLM2Vec, arXiv 2404.05961).
         word_weights: also return attention per word; attention then takes the slower eager path.
         dtype: of the weights; features are float32 in any case.
         allow_download: without it a hub name is only looked up among the files already downloaded.

@@ -47,7 +47,7 @@ class VitTower(ImageTower):
         height, width = (int(side) for side in images.shape[-2:])
         if height % self.patch_px or width % self.patch_px:
             raise ConfigError(
-                f"the images have {height} x {width} pixels; allowed are multiples of the patch, {self.patch_px}.",
+                f"the images have {height} x {width} pixels; allowed are multiples of {self.patch_px}.",
                 hint="Change size_px of the input spec.",
             )
         grid = (height // self.patch_px, width // self.patch_px)
@@ -96,7 +96,10 @@ def vit(
         channels: 1 or 3.
         size_px: height and width it is made for; other multiples of the patch get interpolated positions.
         patch_px: side of a patch; the regions have this stride.
-        width, hidden, layers, heads: of the transformer.
+        width: of the transformer, a multiple of ``heads``.
+        hidden: width of its feed-forward layers.
+        layers: transformer blocks.
+        heads: attention heads.
         dropout: after embedding, attention and MLP.
         pooling: ``cls`` or ``mean``.
 
