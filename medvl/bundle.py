@@ -19,7 +19,7 @@ import hashlib
 import json
 import os
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -97,9 +97,9 @@ def export(run: Path, bundle: Path, *, onnx: bool = True) -> ExportSummary:
     if bundle.exists():
         raise UsageError("the bundle's folder exists already.", hint="Name a new folder, or delete that one.")
     loaded = read_model(best_model(run))
-    merge_lora(loaded.model.image_encoder)
-    merge_lora(loaded.model.text_encoder)
-    loaded = replace(loaded, config=loaded.model.config)
+    for encoder in (loaded.model.image_encoder, loaded.model.text_encoder):
+        if encoder.lora is not None:
+            merge_lora(encoder)
     bundle.parent.mkdir(parents=True, exist_ok=True)
     partial = bundle.with_name(f".{bundle.name}.{os.getpid()}.tmp")
     try:

@@ -272,11 +272,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 def _export(arguments: argparse.Namespace) -> int:
     from medvl import verbs
 
-    with _progress(arguments) as bar:
-        _show(
-            arguments,
-            verbs.export(arguments.run_dir, arguments.bundle, onnx=not arguments.no_onnx, progress=bar),
-        )
+    _show(arguments, verbs.export(arguments.run_dir, arguments.bundle, onnx=not arguments.no_onnx))
     return 0
 
 

@@ -1,0 +1,326 @@
+"""The verbs of the command as plain functions; each loads its room when it is called."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from medvl.errors import UsageError, nearest
+from medvl.notice import NOTICE
+from medvl.progress import Progress
+
+if TYPE_CHECKING:
+    from medvl.bundle import ExportSummary
+    from medvl.evaluation.run import Evaluation
+    from medvl.images import Image
+    from medvl.model import Model
+    from medvl.modeldir import LoadedModel
+    from medvl.phantoms.cxr import PhantomSummary
+    from medvl.preprocess.assembly import PrepareSummary
+    from medvl.retrieval.index import IndexSummary
+    from medvl.retrieval.results import Results
+    from medvl.retrieval.vectors import LanceIndex
+    from medvl.training.recipe import Recipe
+    from medvl.training.run import RunSummary
+
+__all__ = [
+    "MODALITIES",
+    "erase",
+    "evaluate",
+    "export",
+    "index",
+    "list_recipes",
+    "load",
+    "phantom",
+    "prepare",
+    "resolve_recipe",
+    "search",
+    "train",
+]
+
+MODALITIES = ("cxr",)
+
+
+@dataclass(frozen=True)
+class Listing:
+    """Names with what they are for."""
+
+    entries: Mapping[str, str]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values."""
+        return dict(self.entries)
+
+    def lines(self) -> list[str]:
+        """Return one line a name."""
+        width = max(map(len, self.entries), default=0)
+        return [f"{name:<{width}}  {about}" for name, about in self.entries.items()]
+
+
+@dataclass(frozen=True)
+class ErasureSummary:
+    """How many rows were erased from an index."""
+
+    erased: int
+    left: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values."""
+        return {**self.__dict__}
+
+    def lines(self) -> list[str]:
+        """Return the text of the command."""
+        return [f"{self.erased} records erased for good; the index holds {self.left}", NOTICE]
+
+
+def _modality(name: str) -> str:
+    if name not in MODALITIES:
+        raise UsageError(f"unknown modality '{name}'.", hint=nearest(name, MODALITIES))
+    return name
+
+
+def phantom(
+    out: str | Path,
+    *,
+    modality: str = "cxr",
+    n: int = 200,
+    seed: int = 0,
+    level: str = "middle",
+    size_px: int = 256,
+    unobservable: float = 0.3,
+    workers: int | None = None,
+    progress: Progress | None = None,
+) -> PhantomSummary:
+    """Write ``n`` synthetic studies with known truth; see :func:`medvl.phantoms.cxr.write_phantoms`."""
+    from medvl.phantoms.cxr import write_phantoms
+
+    _modality(modality)
+    return write_phantoms(
+        Path(out), n=n, seed=seed, level=level, size_px=size_px, unobservable=unobservable,
+        workers=workers, progress=progress,
+    )  # fmt: skip
+
+
+def prepare(
+    source: str | Path,
+    out: str | Path,
+    *,
+    modality: str = "cxr",
+    longest_px: int = 512,
+    voi: str = "header",
+    progress: Progress | None = None,
+    **options: Any,
+) -> PrepareSummary:
+    """Turn studies and reports into a record store.
+
+    Args:
+        source: a tree of DICOM files or a folder of images, with a report table.
+        out: the store; a half-written one is resumed.
+        modality: ``"cxr"``.
+        longest_px: longest side of a stored image.
+        voi: ``"header"`` or ``"percentile"``; see :class:`medvl.specs.PixelSpec`.
+        progress: called as images are done.
+        options: of :func:`medvl.preprocess.pipeline.prepare`: ``table``, ``columns``, ``labels``, ``boxes``,
+            ``split``, ``split_seed``, ``key``, ``workers``, ``retry_failed``.
+    """
+    from medvl.preprocess.pipeline import prepare as run
+    from medvl.specs import PixelSpec
+
+    pixels = PixelSpec.from_json({"longest_px": longest_px, "voi": voi})
+    return run(
+        Path(source), Path(out), modality=_modality(modality), pixels=pixels, progress=progress, **options
+    )
+
+
+def resolve_recipe(recipe: str | Path, *, modality: str = "cxr", overrides: Sequence[str] = ()) -> Recipe:
+    """Return a recipe by name or file, with ``section.key=value`` overrides applied."""
+    from medvl.recipes import resolve
+
+    return resolve(recipe, overrides, modality=_modality(modality))
+
+
+def list_recipes() -> Listing:
+    """Return every recipe with what it is for."""
+    from medvl import recipes
+
+    return Listing(
+        {
+            f"{modality} {name}": recipes.resolve(name, modality=modality).about
+            for modality in MODALITIES
+            for name in recipes.names(modality)
+        }
+    )
+
+
+def train(
+    data: str | Path,
+    out: str | Path,
+    *,
+    modality: str = "cxr",
+    recipe: str | Path | Recipe = "multi",
+    overrides: Sequence[str] = (),
+    progress: Progress | None = None,
+) -> RunSummary:
+    """Train a model on a record store; called again, an interrupted run goes on.
+
+    Args:
+        data: the record store.
+        out: the run directory.
+        modality: where a recipe's name is looked up.
+        recipe: a name, a YAML file, or a recipe.
+        overrides: ``section.key=value`` strings.
+        progress: called with each logged step.
+    """
+    from medvl.training.recipe import Recipe
+    from medvl.training.run import train as run
+
+    chosen = recipe.with_overrides(overrides) if isinstance(recipe, Recipe) else None
+    chosen = chosen or resolve_recipe(recipe, modality=modality, overrides=overrides)  # type: ignore[arg-type]
+    return run(data, out, recipe=chosen, progress=progress)
+
+
+def evaluate(
+    model: str | Path,
+    data: str | Path,
+    *,
+    out: str | Path | None = None,
+    prompts: str | Path | None = None,
+    modality: str = "cxr",
+    progress: Progress | None = None,
+    **options: Any,
+) -> Evaluation:
+    """Evaluate a run or a bundle: retrieval, zero-shot, grounding; a table, figures and JSON.
+
+    Args:
+        model: a run, a checkpoint or a bundle.
+        data: the record store.
+        out: folder of the results; ``MODEL/evaluation`` for a run, required for a bundle.
+        prompts: YAML file; default: the modality's own.
+        modality: whose prompts.
+        progress: called as the steps go by.
+        options: of :func:`medvl.evaluation.run.evaluate`: ``split``, ``resamples``, ``seed``.
+    """
+    from medvl.evaluation.run import evaluate as run
+
+    folder = Path(out) if out is not None else Path(model) / "evaluation"
+    if out is None and (Path(model) / "bundle.json").is_file():
+        raise UsageError("a bundle is never written into.", hint="Name a folder for the results: --out DIR")
+    chosen = Path(prompts) if prompts is not None else _prompts_file(modality)
+    return run(Path(model), Path(data), folder, prompts=chosen, progress=progress, **options)
+
+
+def _prompts_file(modality: str) -> Path:
+    import medvl.recipes
+
+    return Path(medvl.recipes.__file__).parent / _modality(modality) / "prompts.yaml"
+
+
+def export(run: str | Path, bundle: str | Path, *, onnx: bool = True) -> ExportSummary:
+    """Write the best checkpoint of a run as a bundle; see :func:`medvl.bundle.export`."""
+    from medvl.bundle import export as write
+
+    return write(Path(run), Path(bundle), onnx=onnx)
+
+
+def load(path: str | Path, *, modality: str = "cxr") -> Model:
+    """Load a bundle, or the best checkpoint of a run, as a model that answers.
+
+    Args:
+        path: a bundle or a run.
+        modality: whose prompts name its findings.
+    """
+    from medvl.heads.zeroshot import read_prompts
+    from medvl.model import Model
+
+    return Model(_loaded(Path(path)), prompts=read_prompts(_prompts_file(modality)))
+
+
+def _loaded(path: Path) -> LoadedModel:
+    from medvl.bundle import load_bundle
+    from medvl.modeldir import read_model
+    from medvl.training.checkpoints import best_model
+
+    if (path / "checkpoints").is_dir():
+        return read_model(best_model(path))
+    return load_bundle(path)
+
+
+def index(
+    bundle: str | Path, data: str | Path, index: str | Path, *, progress: Progress | None = None
+) -> IndexSummary:
+    """Embed a store and write an index, or add to one; see :func:`medvl.retrieval.index.build_index`."""
+    from medvl.retrieval.index import build_index
+    from medvl.store import Store
+
+    about = {"bundle": _beside(Path(bundle), index)}
+    return build_index(_loaded(Path(bundle)), Store(data), index, about=about, progress=progress)
+
+
+def _beside(bundle: Path, index: str | Path) -> str:
+    """Return the bundle's path as seen from the index, so that both can move together."""
+    if "://" in str(index):
+        return str(bundle)
+    return os.path.relpath(bundle.resolve(), Path(index).resolve())
+
+
+def _bundle_of(opened: LanceIndex, index: str | Path) -> Path:
+    kept = str(opened.about.get("bundle", ""))
+    path = Path(kept) if "://" in str(index) else Path(index) / kept
+    if not kept or not path.is_dir():
+        raise UsageError(
+            "the bundle that made this index is not where it was.", hint="Name it: --bundle BUNDLE"
+        )
+    return path
+
+
+def search(
+    index: str | Path,
+    *,
+    text: str | None = None,
+    image: str | Path | Image | None = None,
+    where: str | None = None,
+    k: int = 10,
+    exclude_patient: str | None = None,
+    bundle: str | Path | None = None,
+    html: str | Path | None = None,
+) -> Results:
+    """Find cases by text, by image, or by both; see :meth:`medvl.model.Model.search`.
+
+    Args:
+        index: the index.
+        text: a sentence or a report.
+        image: a DICOM file or a picture.
+        where: an SQL filter over the index's columns.
+        k: hits at most.
+        exclude_patient: a patient to leave out.
+        bundle: the model; default: the one that made the index, if it has not moved.
+        html: also write a page with pictures there.
+    """
+    from medvl.retrieval.vectors import LanceIndex
+
+    opened = LanceIndex(index)
+    model = load(bundle if bundle is not None else _bundle_of(opened, index))
+    excluded = [exclude_patient] if exclude_patient else []
+    results = model.search(opened, text=text, image=image, where=where, k=k, exclude_patients=excluded)
+    if html is not None:
+        Path(html).write_text(results.to_html(), "utf-8")
+    return results
+
+
+def erase(index: str | Path, *, patients: Sequence[str] = (), records: Sequence[str] = ()) -> ErasureSummary:
+    """Erase patients or records from an index for good; see :meth:`LanceIndex.erase`."""
+    from medvl.retrieval.vectors import LanceIndex, quoted
+
+    opened = LanceIndex(index)
+    clauses = [
+        f"{column} IN ({', '.join(map(quoted, values))})"
+        for column, values in (("patient_id", patients), ("record_id", records))
+        if values
+    ]
+    if not clauses:
+        raise UsageError("nothing to erase: 0 patients and 0 records are named.")
+    erased = opened.erase(" OR ".join(clauses))
+    return ErasureSummary(erased, opened.count())
