@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from medvl.alignment import AlignmentModel
 from medvl.data import PositivesMode, positives
 from medvl.data.dataset import integer_key
 from medvl.features import Batch, ImageFeatures, LossTerms, TextFeatures
+from medvl.objectives.sentences import sentence_keys
 from medvl.training.gather import gather, gather_features
 from medvl.training.optimiser import parameter_groups, warmup_cosine
 
@@ -67,7 +69,9 @@ class AlignmentModule(LightningModule):
     def encode(self, batch: Batch) -> tuple[ImageFeatures, TextFeatures]:
         """Return the projected features of the images and the texts."""
         image = self.model.encode_image(batch.images, batch.image_mask)
-        return image, self.model.encode_text(batch.tokens, batch.token_mask)
+        text = self.model.encode_text(batch.tokens, batch.token_mask)
+        keys = sentence_keys(batch.tokens, batch.token_mask, sentences=text.sentences.shape[1])
+        return image, replace(text, sentence_keys=keys)
 
     def loss(self, image: ImageFeatures, text: TextFeatures, batch: Batch) -> LossTerms:
         """Return the loss of features that are all on this rank."""
@@ -87,7 +91,7 @@ class AlignmentModule(LightningModule):
         if self.trainer.world_size > 1:
             image, text = gather_features(image), gather_features(text)
             keys = {name: gather(getattr(batch, name)) for name in ("study", "report", "labels")}
-            batch = Batch(batch.images, batch.image_mask, batch.tokens, batch.token_mask, **keys)
+            batch = replace(batch, **keys)
         self.last_terms = self.loss(image, text, batch)
         return self.last_terms.total
 
