@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from medvl.errors import ConfigError
-from medvl.objectives.tokens import check_patch_context, clipped_weights, token_alignment
+from medvl.objectives.tokens import clipped_weights, token_alignment
 
 sys.path.insert(0, str(Path(__file__).parent))
 import oracles
@@ -231,8 +230,3 @@ def test_finite_at_temperature_one_hundredth(dtype):  # T5
     loss.backward()
     assert loss.dtype == torch.float32 and loss.isfinite()
     assert words.grad.isfinite().all() and regions.grad.isfinite().all()
-
-
-def test_unknown_context():
-    with pytest.raises(ConfigError, match=r"patch_context is 'vit'\. Allowed: auto, raw, unit"):
-        check_patch_context("vit")

@@ -7,7 +7,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from medvl.features import ImageFeatures, LossTerms, TextFeatures
-from medvl.objectives.contrast import FalseNegatives, LogitScale, check_mode, clip_loss
+from medvl.objectives.contrast import LogitScale, clip_loss
+from medvl.objectives.options import false_negatives_mode
 
 __all__ = ["Clip"]
 
@@ -21,19 +22,16 @@ class Clip(nn.Module):
         false_negatives: what becomes of other texts that describe an image.
 
     Raises:
-        ConfigError: an unknown ``false_negatives``.
+        ConfigError: an unknown ``false_negatives``, or a ``temperature`` below 0.01.
 
     Source: Radford et al. 2021, arXiv 2103.00020.
     """
 
     needs_local = False
 
-    def __init__(
-        self, dim: int, *, temperature: float = 0.07, false_negatives: FalseNegatives = "none"
-    ) -> None:
+    def __init__(self, dim: int, *, temperature: float = 0.07, false_negatives: str = "none") -> None:
         super().__init__()
-        check_mode(false_negatives)
-        self.false_negatives: FalseNegatives = false_negatives
+        self.false_negatives = false_negatives_mode(false_negatives)
         self.scale = LogitScale(temperature=temperature)
 
     def forward(

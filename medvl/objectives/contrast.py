@@ -7,28 +7,23 @@ in at least single precision, because ``exp(100)`` does not exist in half precis
 from __future__ import annotations
 
 import math
-from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from medvl.errors import ConfigError, nearest
+from medvl.objectives.options import FalseNegatives, check_numbers, false_negatives_mode
 
 __all__ = [
     "MAX_LOG_SCALE",
-    "FalseNegatives",
     "LogitScale",
-    "check_mode",
     "clip_loss",
     "cross_entropy",
     "false_negative_targets",
     "logit_mask_and_targets",
     "unit",
 ]
-
-FalseNegatives = Literal["none", "mask", "multi", "soft"]
 
 MAX_LOG_SCALE = math.log(100.0)
 
@@ -41,16 +36,6 @@ def unit(vectors: Float[Tensor, "*rows dim"]) -> Float[Tensor, "*rows dim"]:
         [[0.6000000238418579, 0.800000011920929]]
     """
     return F.normalize(vectors.to(torch.promote_types(vectors.dtype, torch.float32)), dim=-1)
-
-
-def check_mode(mode: str) -> None:
-    """Refuse a false-negative mode that does not exist.
-
-    Raises:
-        ConfigError: ``mode`` is not one of ``none``, ``mask``, ``multi``, ``soft``.
-    """
-    if mode not in get_args(FalseNegatives):
-        raise ConfigError(f"false_negatives is '{mode}'.", hint=nearest(mode, get_args(FalseNegatives)))
 
 
 def logit_mask_and_targets(
@@ -85,7 +70,7 @@ def logit_mask_and_targets(
         >>> logit_mask_and_targets(twins, torch.eye(3) > 0, mode="mask")[0][0].tolist()
         [False, True, False]
     """
-    check_mode(mode)
+    mode = false_negatives_mode(mode)
     exact = own.to(positives.dtype)
     left_out = torch.zeros_like(own)
     if mode == "none":
@@ -171,7 +156,10 @@ class LogitScale(nn.Module):
     """A learned inverse temperature ``s = exp(ℓ)``, at most 100.
 
     Args:
-        temperature: the initial ``1 / s``.
+        temperature: the initial ``1 / s``, at least 0.01.
+
+    Raises:
+        ConfigError: a smaller ``temperature``.
 
     Examples:
         >>> round(LogitScale(temperature=0.07)().item(), 4)
@@ -180,11 +168,7 @@ class LogitScale(nn.Module):
 
     def __init__(self, *, temperature: float = 0.07) -> None:
         super().__init__()
-        if not 0.01 <= temperature:
-            raise ConfigError(
-                f"temperature is {temperature}.",
-                hint="Allowed: 0.01 or more, since the scale is at most 100.",
-            )
+        check_numbers(0.01, temperature=temperature)
         self.log_scale = nn.Parameter(torch.tensor(-math.log(temperature)))
 
     def forward(self) -> Float[Tensor, ""]:

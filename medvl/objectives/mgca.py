@@ -8,9 +8,10 @@ from torch import Tensor, nn
 
 from medvl.features import ImageFeatures, LossTerms, TextFeatures
 from medvl.objectives.combine import weighted
-from medvl.objectives.contrast import FalseNegatives, check_mode, clip_loss
+from medvl.objectives.contrast import clip_loss
+from medvl.objectives.options import check_numbers, false_negatives_mode, patch_context_mode
 from medvl.objectives.prototypes import Prototypes, prototype_alignment
-from medvl.objectives.tokens import PatchContext, check_patch_context, token_alignment
+from medvl.objectives.tokens import token_alignment
 
 __all__ = ["Mgca"]
 
@@ -38,7 +39,8 @@ class Mgca(nn.Module):
         false_negatives: what becomes of other texts that describe an image, in ITA; the paper has none.
 
     Raises:
-        ConfigError: an unknown ``false_negatives`` or ``patch_context``.
+        ConfigError: an unknown ``false_negatives`` or ``patch_context``, a negative weight, or a temperature
+            below 0.01.
 
     Source: Wang et al. 2022, arXiv 2210.06044.
     """
@@ -59,12 +61,15 @@ class Mgca(nn.Module):
         epsilon: float = 0.05,
         iterations: int = 3,
         frozen_epochs: int = 1,
-        patch_context: PatchContext = "auto",
-        false_negatives: FalseNegatives = "none",
+        patch_context: str = "auto",
+        false_negatives: str = "none",
     ) -> None:
         super().__init__()
-        check_mode(false_negatives)
-        check_patch_context(patch_context)
+        check_numbers(0.0, instance_weight=instance_weight, token_weight=token_weight)
+        check_numbers(0.0, prototype_weight=prototype_weight, frozen_epochs=frozen_epochs)
+        check_numbers(0.01, instance_temperature=instance_temperature, token_temperature=token_temperature)
+        check_numbers(0.01, prototype_temperature=prototype_temperature, epsilon=epsilon)
+        check_numbers(1, prototypes=prototypes, iterations=iterations)
         self.weights = {
             "instance": instance_weight,
             "token": token_weight,
@@ -75,8 +80,8 @@ class Mgca(nn.Module):
         self.prototype_temperature = prototype_temperature
         self.epsilon = epsilon
         self.iterations = iterations
-        self.patch_context: PatchContext = patch_context
-        self.false_negatives: FalseNegatives = false_negatives
+        self.patch_context = patch_context_mode(patch_context)
+        self.false_negatives = false_negatives_mode(false_negatives)
         self.prototypes = Prototypes(count=prototypes, dim=dim, frozen_epochs=frozen_epochs)
 
     def forward(

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from medvl.features import ImageFeatures, LossTerms, TextFeatures
 from medvl.objectives.combine import weighted
-from medvl.objectives.contrast import FalseNegatives, LogitScale, check_mode, clip_loss
+from medvl.objectives.contrast import LogitScale, clip_loss
+from medvl.objectives.options import check_numbers, false_negatives_mode
 from medvl.objectives.prototypes import Prototypes, prototype_alignment
 from medvl.objectives.sentences import sentence_region_loss
 
@@ -39,7 +40,7 @@ class Multi(nn.Module):
         frozen_epochs: epochs before the prototypes move.
 
     Raises:
-        ConfigError: an unknown ``false_negatives``.
+        ConfigError: an unknown ``false_negatives``, a negative weight, or a temperature below 0.01.
     """
 
     needs_local = True
@@ -53,7 +54,7 @@ class Multi(nn.Module):
         prototype_weight: float = 0.5,
         temperature: float = 0.07,
         region_temperature: float = 0.1,
-        false_negatives: FalseNegatives = "soft",
+        false_negatives: str = "soft",
         prototypes: int = 128,
         prototype_temperature: float = 0.2,
         epsilon: float = 0.05,
@@ -61,14 +62,18 @@ class Multi(nn.Module):
         frozen_epochs: int = 1,
     ) -> None:
         super().__init__()
-        check_mode(false_negatives)
+        check_numbers(0.0, instance_weight=instance_weight, sentence_weight=sentence_weight)
+        check_numbers(0.0, prototype_weight=prototype_weight, frozen_epochs=frozen_epochs)
+        check_numbers(0.01, region_temperature=region_temperature)
+        check_numbers(0.01, prototype_temperature=prototype_temperature, epsilon=epsilon)
+        check_numbers(1, prototypes=prototypes, iterations=iterations)
         self.weights = {
             "instance": instance_weight,
             "sentence": sentence_weight,
             "prototype": prototype_weight,
         }
         self.region_temperature = region_temperature
-        self.false_negatives: FalseNegatives = false_negatives
+        self.false_negatives = false_negatives_mode(false_negatives)
         self.prototype_temperature = prototype_temperature
         self.epsilon = epsilon
         self.iterations = iterations

@@ -10,7 +10,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from medvl.objectives.contrast import FalseNegatives, cross_entropy, logit_mask_and_targets, unit
+from medvl.objectives.contrast import cross_entropy, logit_mask_and_targets, unit
+from medvl.objectives.options import FalseNegatives
 
 __all__ = ["sentence_keys", "sentence_positives", "sentence_region_loss", "sentence_region_scores"]
 

@@ -3,29 +3,17 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from medvl.errors import ConfigError, nearest
 from medvl.objectives.contrast import unit
+from medvl.objectives.options import PatchContext
 
-__all__ = ["PatchContext", "attended_contrast", "check_patch_context", "clipped_weights", "token_alignment"]
-
-PatchContext = Literal["auto", "raw", "unit"]
-
-
-def check_patch_context(context: str) -> None:
-    """Refuse a patch context that does not exist.
-
-    Raises:
-        ConfigError: ``context`` is not one of ``auto``, ``raw``, ``unit``.
-    """
-    if context not in get_args(PatchContext):
-        raise ConfigError(f"patch_context is '{context}'.", hint=nearest(context, get_args(PatchContext)))
+__all__ = ["attended_contrast", "clipped_weights", "token_alignment"]
 
 
 def clipped_weights(

@@ -1,0 +1,51 @@
+"""Checks of the options that a recipe gives to an objective."""
+
+from __future__ import annotations
+
+from typing import Literal, cast, get_args
+
+from medvl.errors import ConfigError, nearest
+
+__all__ = ["FalseNegatives", "PatchContext", "check_numbers", "false_negatives_mode", "patch_context_mode"]
+
+FalseNegatives = Literal["none", "mask", "multi", "soft"]
+PatchContext = Literal["auto", "raw", "unit"]
+
+
+def false_negatives_mode(value: str) -> FalseNegatives:
+    """Return ``value`` as a rule for false negatives.
+
+    Raises:
+        ConfigError: it is not one of ``none``, ``mask``, ``multi``, ``soft``.
+    """
+    if value not in get_args(FalseNegatives):
+        raise ConfigError(f"false_negatives is '{value}'.", hint=nearest(value, get_args(FalseNegatives)))
+    return cast(FalseNegatives, value)
+
+
+def patch_context_mode(value: str) -> PatchContext:
+    """Return ``value`` as a way to treat the context of a patch.
+
+    Raises:
+        ConfigError: it is not one of ``auto``, ``raw``, ``unit``.
+    """
+    if value not in get_args(PatchContext):
+        raise ConfigError(f"patch_context is '{value}'.", hint=nearest(value, get_args(PatchContext)))
+    return cast(PatchContext, value)
+
+
+def check_numbers(least: float | int, **values: float | int) -> None:
+    """Refuse options below the least value that makes sense.
+
+    Raises:
+        ConfigError: a value is smaller than ``least``.
+
+    Examples:
+        >>> check_numbers(1, prototypes=0)
+        Traceback (most recent call last):
+        medvl.errors.ConfigError: prototypes is 0. Allowed: 1 or more.
+    """
+    for name, value in values.items():
+        # Written so that NaN is refused too.
+        if not value >= least:
+            raise ConfigError(f"{name} is {value}.", hint=f"Allowed: {least:g} or more.")
