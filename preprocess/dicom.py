@@ -16,7 +16,7 @@ from medvl.images import Image, Photometric, Unit
 from medvl.preprocess import grey
 from medvl.preprocess.decoders import PixelLayout, decode
 from medvl.preprocess.limits import DEFAULT_LIMITS, Limits, check_pixels
-from medvl.preprocess.part10 import Part10, first_text, integer, missing, numbers, opened, values
+from medvl.preprocess.part10 import Part10, integer, missing, numbers, opened, text, values
 
 __all__ = ["DicomHeader", "read_dicom", "read_header"]
 
@@ -84,16 +84,16 @@ def read_header(path: Path, *, limits: Limits = DEFAULT_LIMITS, lenient: bool = 
     """
     with opened(path, limits=limits, lenient=lenient) as part10:
         dataset = part10.dataset
-        burned = first_text(dataset, "BurnedInAnnotation").upper()
+        burned = text(dataset, "BurnedInAnnotation").upper()
         return DicomHeader(
-            patient_id=first_text(dataset, "PatientID"),
-            accession=first_text(dataset, "AccessionNumber"),
-            study_uid=first_text(dataset, "StudyInstanceUID"),
-            series_uid=first_text(dataset, "SeriesInstanceUID"),
-            sop_uid=first_text(dataset, "SOPInstanceUID"),
-            sop_class=first_text(dataset, "SOPClassUID"),
-            modality=first_text(dataset, "Modality").upper(),
-            body_part=first_text(dataset, "BodyPartExamined").upper(),
+            patient_id=text(dataset, "PatientID"),
+            accession=text(dataset, "AccessionNumber"),
+            study_uid=text(dataset, "StudyInstanceUID"),
+            series_uid=text(dataset, "SeriesInstanceUID"),
+            sop_uid=text(dataset, "SOPInstanceUID"),
+            sop_class=text(dataset, "SOPClassUID"),
+            modality=text(dataset, "Modality").upper(),
+            body_part=text(dataset, "BodyPartExamined").upper(),
             view=_view(dataset),
             laterality=_laterality(dataset),
             rows=integer(dataset, "Rows", default=0),
@@ -102,7 +102,7 @@ def read_header(path: Path, *, limits: Limits = DEFAULT_LIMITS, lenient: bool = 
             transfer_syntax=part10.transfer_syntax,
             burned_in={"YES": True, "NO": False}.get(burned),
             has_pixels=part10.pixel_keyword is not None,
-            notes=tuple(part10.notes),
+            notes=part10.remarks,
         )
 
 
@@ -135,7 +135,7 @@ def read_dicom(
                 view=_view(dataset),
                 laterality=_laterality(dataset),
                 bits_stored=8,
-                notes=tuple(notes),
+                notes=part10.remarks,
             )
         sources = _sources(dataset, chosen)
         little = part10.little_endian
@@ -154,7 +154,7 @@ def read_dicom(
             laterality=_laterality(dataset),
             bits_stored=layout.bits_stored,
             padding=grey.padding_range(sources, signed=layout.signed, notes=notes),
-            notes=tuple(notes),
+            notes=part10.remarks,
         )
 
 
@@ -162,7 +162,7 @@ def _layout(part10: Part10, *, limits: Limits, lenient: bool) -> PixelLayout:
     dataset = part10.dataset
     if not lenient:
         for keyword in ("SOPClassUID", "SOPInstanceUID"):
-            if not first_text(dataset, keyword):
+            if not text(dataset, keyword):
                 raise missing(keyword)
     rows, columns = integer(dataset, "Rows"), integer(dataset, "Columns")
     allocated = integer(dataset, "BitsAllocated")
@@ -174,7 +174,7 @@ def _layout(part10: Part10, *, limits: Limits, lenient: bool) -> PixelLayout:
         columns=columns,
         frames=integer(dataset, "NumberOfFrames", default=1) or 1,
         samples=integer(dataset, "SamplesPerPixel", default=1),
-        photometric=first_text(dataset, "PhotometricInterpretation").upper(),
+        photometric=text(dataset, "PhotometricInterpretation").upper(),
         bits_allocated=allocated,
         bits_stored=stored,
         high_bit=integer(dataset, "HighBit", default=stored - 1),
@@ -217,8 +217,7 @@ def _colour(
         bits = pixels.dtype.itemsize * 8
     elif photometric != "RGB" or pixels.ndim != 3:
         raise DecodeError(
-            f"the photometric interpretation is '{photometric}' with {layout.samples} sample(s) a pixel, which is "
-            "not supported.",
+            f"the photometric interpretation is '{photometric}' with {layout.samples} sample(s) a pixel.",
             hint="Allowed: MONOCHROME1, MONOCHROME2, RGB, YBR_*, PALETTE COLOR.",
         )
     if bits > 8:
@@ -227,17 +226,17 @@ def _colour(
 
 
 def _note_polarity(dataset: Dataset, photometric: str, notes: list[str]) -> None:
-    shape = first_text(dataset, "PresentationLUTShape").upper()  # PS3.3 C.11.6
+    shape = text(dataset, "PresentationLUTShape").upper()  # PS3.3 C.11.6
     expected = {"MONOCHROME1": "INVERSE", "MONOCHROME2": "IDENTITY"}[photometric]
     if shape in ("INVERSE", "IDENTITY") and shape != expected:
         notes.append(f"presentation LUT shape {shape} contradicts {photometric}, which is followed")
 
 
 def _spacing(sources: Sequence[Dataset]) -> tuple[tuple[float, ...] | None, str | None]:
-    """Return row and column spacing, and whether it holds in the patient or at the detector (PS3.3 10.7.1)."""
+    """Return row and column spacing, and where it holds: patient or detector (PS3.3 10.7.1)."""
     detector = _pair(sources, "ImagerPixelSpacing")
     patient = _pair(sources, "PixelSpacing")
-    calibrated = any(first_text(source, "PixelSpacingCalibrationType") for source in sources)
+    calibrated = any(text(source, "PixelSpacingCalibrationType") for source in sources)
     if patient and (calibrated or patient != detector):
         return patient, "patient"
     if detector:
@@ -270,16 +269,16 @@ def _affine(sources: Sequence[Dataset], spacing: tuple[float, ...] | None) -> Fl
 
 
 def _view(dataset: Dataset) -> str | None:
-    stated = first_text(dataset, "ViewPosition").upper()  # PS3.3 C.8.7.1.1.1
+    stated = text(dataset, "ViewPosition").upper()  # PS3.3 C.8.7.1.1.1
     if not stated:
         codes = values(dataset, "ViewCodeSequence")
-        return VIEW_CODES.get(first_text(codes[0], "CodeValue")) if codes else None
+        return VIEW_CODES.get(text(codes[0], "CodeValue")) if codes else None
     return VIEW_WORDS.get(stated, stated)
 
 
 def _laterality(dataset: Dataset) -> str | None:
     for keyword in ("ImageLaterality", "Laterality"):
-        stated = first_text(dataset, keyword).upper()
+        stated = text(dataset, keyword).upper()
         if stated in ("L", "R", "B"):
             return stated
     return None

@@ -10,7 +10,7 @@ from pydicom.dataset import Dataset
 
 from medvl.errors import BadElement
 from medvl.images import Unit, VoiLut, Window
-from medvl.preprocess.part10 import first_text, numbers, values
+from medvl.preprocess.part10 import numbers, text, values
 
 __all__ = ["modality_values", "padding_range", "unit", "voi_lut", "windows"]
 
@@ -88,13 +88,13 @@ def windows(sources: Sequence[Dataset], notes: list[str]) -> tuple[Window, ...]:
     centers, widths = _all(sources, "WindowCenter"), _all(sources, "WindowWidth")
     if len(centers) != len(widths):
         notes.append(f"{len(centers)} window centers but {len(widths)} widths, the surplus is left out")
-    function = _first(sources, "VOILUTFunction").upper() or "LINEAR"  # PS3.3 C.11.2.1.3
+    function = _first(sources, "VOILUTFunction").upper().split("\\")[0] or "LINEAR"  # PS3.3 C.11.2.1.3
     if function not in FUNCTIONS:
         notes.append("unknown VOI LUT function taken as LINEAR")
         function = "LINEAR"
     found = []
     for center, width in zip(centers, widths, strict=False):
-        if width < 1 and function == "LINEAR" or width <= 0:  # PS3.3 C.11.2.1.2.1: at least 1, else above 0
+        if (width < 1 and function == "LINEAR") or width <= 0:  # PS3.3 C.11.2.1.2.1: at least 1, else above 0
             notes.append(f"window width {width:g} taken as 1")
             width = 1.0
         found.append(Window(center, width, function))
@@ -109,7 +109,7 @@ def voi_lut(sources: Sequence[Dataset], *, little_endian: bool) -> VoiLut | None
 def padding_range(sources: Sequence[Dataset], *, signed: int, notes: list[str]) -> tuple[float, float] | None:
     """Return the range of modality values that only pad the picture (PS3.3 C.7.5.1.1.2)."""
     ends = [*_all(sources, "PixelPaddingValue")[:1], *_all(sources, "PixelPaddingRangeLimit")[:1]]
-    if not ends:
+    if not ends or any("ModalityLUTSequence" in source for source in sources):
         return None
     if signed:  # written as US by some exporters
         ends = [end - 2**16 if end >= 2**15 else end for end in ends]
@@ -161,7 +161,7 @@ def _single(sources: Sequence[Dataset], keyword: str, default: float) -> float:
 
 def _first(sources: Sequence[Dataset], keyword: str) -> str:
     for source in sources:
-        found = first_text(source, keyword)
+        found = text(source, keyword)
         if found:
             return found
     return ""

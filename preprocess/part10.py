@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import pydicom.config
-from pydicom.dataelem import DataElement, RawDataElement
 from pydicom.datadict import dictionary_VR
+from pydicom.dataelem import DataElement, RawDataElement
 from pydicom.dataset import Dataset
 from pydicom.filereader import read_dataset
 from pydicom.uid import UID
@@ -26,11 +26,11 @@ __all__ = [
     "UNDEFINED",
     "Part10",
     "check_depth",
-    "first_text",
     "integer",
     "missing",
     "numbers",
     "opened",
+    "text",
     "values",
 ]
 
@@ -60,6 +60,15 @@ class Part10:
     """Declared bytes of the pixel element; ``0xFFFFFFFF`` when it is encapsulated."""
     pixel_start: int = 0
     notes: list[str] = field(default_factory=list)
+    warnings: list[warnings.WarningMessage] = field(default_factory=list)
+    """What pydicom warned of so far; its words may quote the header, so they are never passed on."""
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """The repairs made so far; complete once every element has been read."""
+        charset = any("encoding" in str(warning.message) for warning in self.warnings)
+        told = ["character set not as declared, unreadable characters replaced"] if charset else []
+        return (*self.notes, *told)
 
     @property
     def pixel_bytes_left(self) -> int:
@@ -88,8 +97,7 @@ def opened(path: Path, *, limits: Limits, lenient: bool = False) -> Iterator[Par
             with path.open("rb") as stream:
                 check_bytes(os.fstat(stream.fileno()).st_size, limits=limits)
                 part10 = _parse(stream, limits=limits, lenient=lenient)
-                if any("encoding" in str(warning.message) for warning in caught):
-                    part10.notes.append("character set not as declared; unreadable characters replaced")
+                part10.warnings = caught
                 yield part10
         except MedvlError:
             raise
@@ -115,7 +123,9 @@ def _parse(stream: BinaryIO, *, limits: Limits, lenient: bool) -> Part10:
                 "the file has no DICM prefix after a 128-byte preamble.",
                 hint="If it is a bare data set, read it with the option 'lenient'.",
             )
-    meta = read_dataset(stream, False, True, stop_when=lambda tag, vr, length: tag >> 16 != 2)
+    meta = read_dataset(
+        stream, is_implicit_VR=False, is_little_endian=True, stop_when=lambda tag, vr, length: tag >> 16 != 2
+    )
     syntax = str(meta.get("TransferSyntaxUID") or "").strip("\0 ")
     notes: list[str] = []
     if syntax == DEFLATED:
@@ -199,14 +209,15 @@ def _is_sequence(element: RawDataElement) -> bool:
         return False  # a private element of unknown VR stays bytes; nothing opens it
 
 
-def first_text(dataset: Dataset, keyword: str) -> str:
-    """Return the first value of a text element, stripped; "" when it is absent or empty.
+def text(dataset: Dataset, keyword: str) -> str:
+    """Return a text element, stripped; "" when it is absent or empty.
+
+    Several values stay joined by backslashes: half an identifier would join two patients.
 
     Raises:
         BadElement: the value cannot be read.
     """
-    found = values(dataset, keyword)
-    return str(found[0]).strip("\0 \t\r\n") if found else ""
+    return "\\".join(str(value) for value in values(dataset, keyword)).strip("\0 \t\r\n")
 
 
 def integer(dataset: Dataset, keyword: str, *, default: int | None = None) -> int:

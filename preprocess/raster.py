@@ -18,7 +18,8 @@ from medvl.preprocess.limits import DEFAULT_LIMITS, Limits, check_bytes, check_p
 __all__ = ["FORMATS", "read_raster"]
 
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
-TIFF_BITS, TIFF_PHOTOMETRIC, WHITE_IS_ZERO = 258, 262, 0
+TIFF_PHOTOMETRIC, WHITE_IS_ZERO = 262, 0
+EXIF_ORIENTATION = 0x0112
 
 
 def read_raster(path: Path, *, limits: Limits = DEFAULT_LIMITS, frame: int | None = None) -> Image:
@@ -68,10 +69,10 @@ def _seek(picture: Pillow.Image, frame: int | None) -> None:
 
 def _image(picture: Pillow.Image) -> Image:
     notes: list[str] = []
-    tags = getattr(picture, "tag_v2", {})
+    tags = getattr(picture, "tag_v2", {})  # Pillow inverts such TIFFs of 8 bits, but not deeper ones
     white_is_zero = tags.get(TIFF_PHOTOMETRIC) == WHITE_IS_ZERO
     upright = ImageOps.exif_transpose(picture)
-    if upright.size != picture.size or upright is not picture and picture.getexif().get(0x0112, 1) != 1:
+    if picture.getexif().get(EXIF_ORIENTATION, 1) != 1:
         notes.append("turned upright as its EXIF orientation says")
     if upright.mode.startswith("I;16") or upright.mode in ("I", "F"):
         return _deep(upright, notes, inverted=white_is_zero)

@@ -25,7 +25,7 @@ FIRST_GROUPS = (b"\x02\0", b"\x08\0", b"\0\x02", b"\0\x08")
 
 
 def kind_of(path: Path) -> str:
-    """Return ``"dicom"``, ``"raster"``, ``"bare dicom"`` (a data set without prefix), ``"empty"`` or ``"unknown"``.
+    """Return ``"dicom"``, ``"raster"``, ``"bare dicom"`` (no prefix), ``"empty"`` or ``"unknown"``.
 
     Raises:
         InputError: the file cannot be opened.
