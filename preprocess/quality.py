@@ -136,27 +136,31 @@ def _pictures(records: Sequence[Record], kinds: Mapping[str, int]) -> dict[str, 
     def size(shape: tuple[int, ...]) -> str:
         return " × ".join(map(str, shape[::-1]))
 
+    def count(values: Iterable[str], most: int = _ROWS_SHOWN) -> list[dict[str, Any]]:
+        return _bars(Counter(values), most=most)
+
     return {
-        "views": _bars(Counter(record.view or "not stated" for record in records)),
-        "sides": _bars(Counter(record.laterality or "not stated" for record in records)),
         "kinds": _bars(kinds),
-        "sizes": _bars(Counter(size(record.source_shape) for record in records), most=8),
-        "stored": _bars(Counter(size(record.shape) for record in records), most=8),
-        "polarity": _bars(
-            Counter(
-                "MONOCHROME1, inverted once" if record.inverted else "white is dense" for record in records
-            )
-        ),
-        "frames": _bars(
-            Counter(
-                f"{record.spacing_frame or 'of unknown plane'}" if record.spacing_mm else "not stated"
-                for record in records
-            )
-        ),
+        "tables": [
+            ("View", count(record.view or "not stated" for record in records)),
+            ("Side", count(record.laterality or "not stated" for record in records)),
+            ("Grey scale", count(_polarity(record) for record in records)),
+            ("Geometry", count(record.geometry for record in records)),
+            ("Spacing measured at", count(_frame(record) for record in records)),
+            ("Source columns × rows", count((size(record.source_shape) for record in records), 8)),
+            ("Stored columns × rows", count((size(record.shape) for record in records), 8)),
+        ],
         "spacing": _histogram([record.spacing_mm[0] for record in records if record.spacing_mm]),
-        "geometry": _bars(Counter(record.geometry for record in records)),
         "notes": _bars(Counter(note for record in records for note in record.notes)),
     }
+
+
+def _polarity(record: Record) -> str:
+    return "MONOCHROME1, inverted once" if record.inverted else "as stored, white is dense"
+
+
+def _frame(record: Record) -> str:
+    return record.spacing_frame or "unknown plane" if record.spacing_mm else "not stated"
 
 
 def _text(records: Sequence[Record], spec: ReportSpec) -> dict[str, Any]:
