@@ -1,0 +1,114 @@
+"""The whole road on phantoms: draw, prepare, train, evaluate, export, index, search."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from medvl import verbs
+from medvl.notice import NOTICE
+from medvl.progress import Progress
+
+__all__ = ["DemoSummary", "demo"]
+
+STUDIES = 1200
+QUERY = "Large left pleural effusion."
+
+
+@dataclass(frozen=True)
+class DemoSummary:
+    """Where the demo left its results.
+
+    Attributes:
+        page: the evaluation: tables, gallery, heat maps.
+        search_page: the answer to one question.
+        seconds: wall time of each step of this call.
+    """
+
+    page: Path
+    search_page: Path
+    bundle: Path
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values."""
+        paths = {name: str(getattr(self, name)) for name in ("page", "search_page", "bundle")}
+        return {**paths, "seconds": self.seconds}
+
+    def lines(self) -> list[str]:
+        """Return the text of the command; the last line but one is the page to open."""
+        steps = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in self.seconds.items())
+        return [
+            f"wall time: {steps}",
+            f"a model to load from Python: {self.bundle}",
+            f"search for '{QUERY}': {self.search_page}",
+            NOTICE,
+            f"open this page: {self.page}",
+        ]
+
+
+def demo(
+    out: str | Path,
+    *,
+    modality: str = "cxr",
+    n: int | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> DemoSummary:
+    """Walk the whole road on synthetic studies; called again, it goes on where it was.
+
+    Args:
+        out: the folder that receives everything.
+        modality: ``"cxr"``.
+        n: phantom studies; 1,200 by default.
+        seed: of the phantoms and of the training.
+        progress: called as the steps go by.
+    """
+    out = Path(out)
+    seconds: dict[str, float] = {}
+    films, store, run, bundle, index = (out / name for name in ("films", "store", "run", "bundle", "index"))
+
+    def timed(name: str, verb: Any, *arguments: Any, **options: Any) -> Any:
+        started = time.monotonic()
+        result = verb(*arguments, **options)
+        seconds[name] = round(time.monotonic() - started, 1)
+        return result
+
+    timed("phantoms", verbs.phantom, films, modality=modality, n=n or STUDIES, seed=seed, progress=progress)
+    # A phantom's pseudonyms protect nobody; a fixed key makes two demos equal to the byte.
+    timed(
+        "prepare",
+        verbs.prepare,
+        films,
+        store,
+        modality=modality,
+        longest_px=256,
+        key=b"demo" * 8,
+        progress=progress,
+    )
+    timed(
+        "train",
+        verbs.train,
+        store,
+        run,
+        modality=modality,
+        overrides=[f"loop.seed={seed}"],
+        progress=progress,
+    )
+    evaluation = timed("evaluate", verbs.evaluate, run, store, modality=modality, progress=progress)
+    for stale in (bundle, index):
+        shutil.rmtree(stale, ignore_errors=True)
+    timed("export", verbs.export, run, bundle, onnx=_has_onnx())
+    timed("index", verbs.index, bundle, store, index, progress=progress)
+    search_page = out / "search.html"
+    timed("search", verbs.search, index, text=QUERY, where="split = 'test'", k=12, html=search_page)
+    return DemoSummary(evaluation.page, search_page, bundle, seconds)
+
+
+def _has_onnx() -> bool:
+    from importlib.util import find_spec
+
+    return all(find_spec(name) is not None for name in ("onnx", "onnxscript", "onnxruntime"))
