@@ -1,0 +1,30 @@
+"""The page on objectives: its code runs, its tables name every option with its default."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from medvl.objectives import OBJECTIVES
+
+PAGE = (Path(__file__).resolve().parents[1] / "docs" / "objectives.md").read_text(encoding="utf-8")
+
+
+def test_code_runs():
+    blocks = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
+    assert blocks
+    for block in blocks:
+        exec(compile(block, "docs/objectives.md", "exec"), {})
+
+
+@pytest.mark.parametrize("name", list(OBJECTIVES))
+def test_tables_name_every_option(name):
+    section = PAGE.split(f"\n## `{name}`\n")[1].split("\n## ")[0]
+    documented = {}
+    for names, values in re.findall(r"^\| (`.+?`) \| (.+?) \|", section, flags=re.MULTILINE):
+        names, values = re.findall(r"`(\w+)`", names), values.replace("`", "").split(", ")
+        documented |= dict(zip(names, values, strict=True))
+    assert documented == {
+        option: f"{value:g}" if not isinstance(value, str) else value
+        for option, value in OBJECTIVES.options(name).items()
+    }
