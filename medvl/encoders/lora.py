@@ -56,7 +56,8 @@ def add_lora(encoder: TowerT, options: LoraOptions | None = None) -> TowerT:
     )
     inject_adapter_in_model(config, encoder)
     encoder.lora = options.model_dump(mode="json")
-    return encoder.set_policy("lora")
+    encoder.set_policy("lora")
+    return encoder
 
 
 def _targets(encoder: Tower, targets: str | tuple[str, ...]) -> list[str]:
@@ -100,4 +101,5 @@ def merge_lora(encoder: TowerT) -> TowerT:
         parent, _, leaf = name.rpartition(".")
         setattr(encoder.get_submodule(parent), leaf, module.get_base_layer())
     encoder.lora = None
-    return encoder.set_policy("frozen")
+    encoder.set_policy("frozen")
+    return encoder

@@ -153,7 +153,7 @@ def _tower(
     config = architecture["config"]
     if tokeniser.vocab_size > config["vocab_size"]:
         raise ConfigError(
-            f"the tokeniser has {tokeniser.vocab_size} ids; text encoder '{name}' knows {config['vocab_size']}.",
+            f"the tokeniser has {tokeniser.vocab_size} ids; encoder '{name}' knows {config['vocab_size']}.",
             hint="Use the tokenizer.json of the encoder's own directory.",
         )
     longest = config.get("max_position_embeddings") or config.get("n_positions")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pydantic import ValidationError
 from torch import nn
@@ -37,10 +37,10 @@ class Tower(nn.Module):
         super().__init__()
         self.name = name
         self.architecture = dict(architecture)
-        self.policy: TrainPolicy = "full"
+        self.policy: str = "full"
         self.lora: dict[str, Any] | None = None
 
-    def train(self, mode: bool = True) -> Self:  # noqa: FBT001, FBT002 - nn.Module's signature
+    def train(self, mode: bool = True) -> Tower:  # noqa: FBT001, FBT002 - nn.Module's signature
         """Switch between training and evaluation as far as the policy allows."""
         super().train(mode and self.policy != "frozen")
         if mode and self.policy == "lora":
@@ -49,7 +49,7 @@ class Tower(nn.Module):
                     module.eval()
         return self
 
-    def set_policy(self, policy: TrainPolicy) -> Self:
+    def set_policy(self, policy: str) -> Tower:
         """Set how far this tower trains; ``lora`` needs :func:`medvl.encoders.lora.add_lora` first.
 
         Raises:

@@ -128,6 +128,7 @@ def vit(
     for block in net.blocks:
         # MONAI's fused attention drops out in eval mode too, so it is only for nets without dropout.
         block.attn.use_flash_attention = dropout == 0
+        del block.norm_cross_attn  # never used, and a parameter without a gradient stops distributed training
     last = net.blocks[-1].attn
     last.save_attn = pooling == "cls"
     last.use_flash_attention = last.use_flash_attention and not last.save_attn
