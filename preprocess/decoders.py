@@ -160,7 +160,7 @@ def _native(part10: Part10, layout: PixelLayout, *, frame: int) -> Shaped[np.nda
     kind = "ui"[layout.signed] if part10.pixel_keyword == "PixelData" else "f"
     pixels = np.empty((layout.rows, layout.columns), f"{order}{kind}{layout.bits_allocated // 8}")
     part10.stream.seek(part10.pixel_start + frame * layout.frame_bytes)
-    part10.stream.readinto(memoryview(pixels).cast("B"))  # type: ignore[attr-defined]
+    part10.stream.readinto(memoryview(pixels).cast("B"))
     if not part10.little_endian:
         pixels = pixels.astype(pixels.dtype.newbyteorder("="))
     if kind != "f":

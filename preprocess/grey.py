@@ -42,26 +42,31 @@ def modality_values(
         result *= np.float32(slope)
         result += np.float32(intercept)
         return result
-    low, high = _stored_range(stored, bits)
-    ends = (low * int(slope) + int(intercept), high * int(slope) + int(intercept))
-    small = min(ends) >= -(2**15) and max(ends) < 2**15 and low >= -(2**15) and high < 2**15
-    if not small and (min(*ends, low) < -(2**31) or max(*ends, high) >= 2**31):
+    low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if stored.dtype.kind == "i" else (0, 2**bits - 1)
+    integer = _integer_type(low, high, int(slope), int(intercept))
+    if integer is not np.int16:  # the stored bits would not fit, but what is there may
+        integer = _integer_type(int(stored.min()), int(stored.max()), int(slope), int(intercept))
+    if integer is None:
         return (stored * slope + intercept).astype(np.float32)
-    if small and stored.dtype.itemsize == 2:
+    if integer is np.int16 and stored.dtype.itemsize == 2:
         result = stored.view(np.int16)  # the same bits: no stored value reaches 2**15
     else:
-        result = stored.astype(np.int16 if small else np.int32)
+        result = stored.astype(integer)
     if slope != 1:
-        result *= result.dtype.type(slope)
+        result *= integer(slope)
     if intercept:
-        result += result.dtype.type(intercept)
+        result += integer(intercept)
     return result
 
 
-def _stored_range(stored: Shaped[np.ndarray, "rows columns"], bits: int) -> tuple[int, int]:
-    if stored.dtype.kind == "i":
-        return -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
-    return 0, 2**bits - 1
+def _integer_type(low: int, high: int, slope: int, intercept: int) -> type[np.signedinteger] | None:
+    """Return the smallest type that holds the stored range, its products and its results."""
+    reached = [end for edge in (low, high) for end in (edge, edge * slope, edge * slope + intercept)]
+    for integer in (np.int16, np.int32):
+        limits = np.iinfo(integer)
+        if limits.min <= min(*reached, slope, intercept) and max(*reached, slope, intercept) <= limits.max:
+            return integer
+    return None
 
 
 def _look_up(stored: Shaped[np.ndarray, "rows columns"], table: VoiLut) -> Shaped[np.ndarray, "rows columns"]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import zlib
 from dataclasses import dataclass
-from typing import BinaryIO
 
 from medvl.errors import DecompressionLimit, InputError, PixelLimit
 
@@ -65,7 +65,7 @@ def check_pixels(rows: int, columns: int, *, frames: int = 1, samples: int = 1, 
         )
 
 
-def inflate(stream: BinaryIO, *, limits: Limits) -> bytearray:
+def inflate(stream: io.BufferedIOBase, *, limits: Limits) -> bytearray:
     """Inflate the rest of ``stream`` (raw deflate, PS3.5 A.5) and stop at the limit.
 
     No more than the limit is ever held: a bomb of half a megabyte costs fifty, not its gigabytes.

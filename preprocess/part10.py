@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import pydicom.config
 from pydicom.datadict import dictionary_VR
@@ -50,7 +50,7 @@ class Part10:
     """An open file: the elements before the pixels, and the stream that holds the pixels."""
 
     dataset: Dataset
-    stream: BinaryIO
+    stream: io.BufferedIOBase
     size: int
     transfer_syntax: str
     little_endian: bool
@@ -60,13 +60,13 @@ class Part10:
     """Declared bytes of the pixel element; ``0xFFFFFFFF`` when it is encapsulated."""
     pixel_start: int = 0
     notes: list[str] = field(default_factory=list)
-    warnings: list[warnings.WarningMessage] = field(default_factory=list)
+    caught: list[warnings.WarningMessage] = field(default_factory=list)
     """What pydicom warned of so far; its words may quote the header, so they are never passed on."""
 
     @property
     def remarks(self) -> tuple[str, ...]:
         """The repairs made so far; complete once every element has been read."""
-        charset = any("encoding" in str(warning.message) for warning in self.warnings)
+        charset = any("encoding" in str(warning.message) for warning in self.caught)
         told = ["character set not as declared, unreadable characters replaced"] if charset else []
         return (*self.notes, *told)
 
@@ -97,7 +97,7 @@ def opened(path: Path, *, limits: Limits, lenient: bool = False) -> Iterator[Par
             with path.open("rb") as stream:
                 check_bytes(os.fstat(stream.fileno()).st_size, limits=limits)
                 part10 = _parse(stream, limits=limits, lenient=lenient)
-                part10.warnings = caught
+                part10.caught = caught
                 yield part10
         except MedvlError:
             raise
@@ -111,7 +111,7 @@ def opened(path: Path, *, limits: Limits, lenient: bool = False) -> Iterator[Par
             raise InputError(f"the data set cannot be parsed ({type(error).__name__}).") from error
 
 
-def _parse(stream: BinaryIO, *, limits: Limits, lenient: bool) -> Part10:
+def _parse(stream: io.BufferedIOBase, *, limits: Limits, lenient: bool) -> Part10:
     size = os.fstat(stream.fileno()).st_size
     if size == 0:
         raise NotDicom("the file is empty (0 bytes).")
@@ -273,5 +273,5 @@ def missing(keyword: str) -> IncompleteDicom:
     """Return the error that names a missing element."""
     return IncompleteDicom(
         f"the header lacks {keyword}, or is cut off before it.",
-        hint="Export the file again, or leave it out.",
+        hint="Export the file again; the option 'lenient' reads images without SOP UIDs.",
     )

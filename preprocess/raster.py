@@ -51,7 +51,7 @@ def read_raster(path: Path, *, limits: Limits = DEFAULT_LIMITS, frame: int | Non
             ) from error
         except Exception as error:  # a codec met with hostile bytes raises nearly anything
             raise BadImage(
-                f"the image cannot be decoded ({type(error).__name__}); it is cut short, damaged or not one of "
+                f"the image cannot be decoded ({type(error).__name__}): cut short, damaged, or not one of "
                 f"{', '.join(FORMATS)}.",
                 hint="Export it again.",
             ) from error
