@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float
 
-from medvl.evaluation.bootstrap import Bootstrap, Number
+from medvl.evaluation.bootstrap import Bootstrap, Number, spread
 from medvl.evaluation.retrieval import MODES, Keys, Ranking, relevance
 
 __all__ = ["RECALL_AT", "Direction", "direction_numbers", "gallery_numbers"]
@@ -102,7 +102,7 @@ def gallery_numbers(direction: Direction, *, seed: int = 0) -> dict[str, Number]
                 for k in RECALL_AT:
                     hits = ranking.hit(relevant, k=k)
                     found.setdefault(f"{mode}/R@{k}/gallery-{size}", []).append(float(hits.mean()))
-        numbers |= {key: _spread(values, n=size) for key, values in found.items()}
+        numbers |= {key: spread(values, n=size) for key, values in found.items()}
     return numbers
 
 
@@ -170,9 +170,4 @@ def _shuffled(
         for name, value in values.items():
             found.setdefault(name, []).append(float(value.mean()))
         found.setdefault("MedR", []).append(float(np.median(values["MeanR"])))
-    return {name: _spread(values, n=len(relevant)) for name, values in found.items()}
-
-
-def _spread(values: Sequence[float], *, n: int) -> Number:
-    low, high = np.quantile(values, (0.025, 0.975))
-    return Number(float(np.mean(values)), float(low), float(high), n)
+    return {name: spread(values, n=len(relevant)) for name, values in found.items()}

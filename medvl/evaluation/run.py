@@ -1,0 +1,303 @@
+"""Evaluate a model on held-out cases: metrics.json, table.md, figures and one page to look at."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from medvl import __version__
+from medvl.errors import DigestMismatch, UsageError, nearest
+from medvl.evaluation.bootstrap import METHOD, Number
+from medvl.evaluation.cases import Cases, choose_cases
+from medvl.evaluation.embedding import embed_cases, tower_features
+from medvl.evaluation.grounding import THRESHOLDS
+from medvl.evaluation.page import Results, write_page
+from medvl.evaluation.ridge import Ridge, fit_ridge
+from medvl.evaluation.sections import grounding_section, retrieval_section, zero_shot_section
+from medvl.evaluation.subject import Subject, find_subject
+from medvl.evaluation.tables import DIRECTIONS, cell, markdown
+from medvl.heads.grounding import SIGMA_CELLS, phrase_vector
+from medvl.heads.zeroshot import ZeroShot, read_prompts
+from medvl.notice import NOTICE
+from medvl.progress import Progress
+from medvl.store import Store, write_atomic
+from medvl.training.run import store_digest
+
+__all__ = ["BASELINES", "FORMAT", "Evaluation", "evaluate"]
+
+FORMAT = "medvl-evaluation-1"
+BASELINES = ("ridge",)
+_RIDGE_PAIRS = 4000
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The figures of one evaluation.
+
+    Attributes:
+        metrics: what ``metrics.json`` holds; ``metrics["numbers"]`` maps a key such as
+            ``retrieval/image_to_text/id/R@1/model`` to value, interval and n.
+        table: the Markdown table.
+        out: the folder with ``metrics.json``, ``table.md``, ``report.html`` and ``figures/``.
+    """
+
+    metrics: dict[str, Any]
+    table: str
+    out: Path
+
+    @property
+    def page(self) -> Path:
+        """The page to look at."""
+        return self.out / "report.html"
+
+    def value(self, key: str) -> float:
+        """Return one figure.
+
+        Raises:
+            UsageError: there is no such figure; the message names the nearest.
+        """
+        numbers = self.metrics["numbers"]
+        if key not in numbers:
+            near = nearest(key, numbers).rpartition(". ")[2]
+            raise UsageError(f"there is no figure '{key}'.", hint=near if near.startswith("Did") else "")
+        return float(numbers[key]["value"])
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values."""
+        return {**self.metrics, "out": str(self.out)}
+
+    def lines(self) -> list[str]:
+        """Return the text of the command."""
+        numbers = self.metrics["numbers"]
+        lines = []
+        for direction, name in DIRECTIONS.items():
+            prefix = f"retrieval/{direction}/id"
+            for k in (1, 5, 10):
+                if f"{prefix}/R@{k}/model" in numbers:
+                    beside = ", ".join(
+                        f"{row} {numbers[f'{prefix}/R@{k}/{row}']['value']:.3f}"
+                        for row in ("ridge", "chance", "ceiling")
+                        if f"{prefix}/R@{k}/{row}" in numbers
+                    )
+                    lines.append(f"{name} R@{k:<3} {cell(numbers[f'{prefix}/R@{k}/model'])}  {beside}")
+        for key, name in (
+            ("zeroshot/macro/AUROC", "zero-shot AUROC"),
+            ("grounding/all/pointing", "pointing game"),
+        ):
+            if f"{key}/model" in numbers:
+                chance = numbers[f"{key}/chance"]["value"]
+                lines.append(f"{name} {cell(numbers[f'{key}/model'])}  chance {chance:.3f}")
+        return [*lines, f"page: {self.page}", f"tables: {self.out / 'table.md'}", NOTICE]
+
+
+def evaluate(
+    model: Path,
+    data: Path,
+    out: Path | None = None,
+    *,
+    split: str = "test",
+    prompts: Path | None = None,
+    uncertain: str = "exclude",
+    baselines: Sequence[str] = BASELINES,
+    resamples: int = 2000,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Evaluate a run, a checkpoint or a bundle on a record store.
+
+    The patients are split as the run split them, so no patient of its training is evaluated. Every
+    recall stands beside chance, shuffled pairs, a label-only oracle and its ceiling; nothing is
+    thresholded on these cases; what is left out is counted.
+
+    Args:
+        model: a run (its best checkpoint is taken), a checkpoint, a bundle or a model directory.
+        data: a record store.
+        out: where results go; default: ``RUN/evaluation``, or beside a bundle.
+        split: ``test`` or ``val``.
+        prompts: a prompts file; default: the one of the store's modality.
+        uncertain: what becomes of uncertain labels, see
+            :func:`medvl.evaluation.classification.truth_values`.
+        baselines: ``ridge`` fits ridge regression between the same towers before training; it needs
+            the recipe.
+        resamples: of the patient bootstrap.
+        seed: of every draw.
+        progress: called as steps are done.
+
+    Raises:
+        DigestMismatch: the store was prepared by other specs than the model's.
+        UsageError: nothing to evaluate, a split that training saw, an unknown baseline.
+    """
+    for baseline in baselines:
+        if baseline not in BASELINES:
+            raise UsageError(f"unknown baseline '{baseline}'.", hint=nearest(baseline, BASELINES))
+    subject, store = find_subject(model), Store(data)
+    _require_same_specs(subject, store)
+    cases = choose_cases(store, split=split, split_seed=subject.split_seed, view=subject.view)
+    if not cases.texts:
+        raise UsageError(
+            f"no record of the split '{split}' has a report.", hint="Prepare it with a report table."
+        )
+    embedded = embed_cases(subject.loaded, store, cases, progress=progress)
+    ridge, others, skipped = None, {}, dict(cases.left_out)
+    if "ridge" in baselines:
+        if subject.recipe is None:
+            skipped["ridge baseline: no recipe beside this model"] = 1
+        elif len(cases.train) < 10:
+            skipped["ridge baseline: fewer than 10 training pairs"] = len(cases.train)
+        else:
+            ridge, others["ridge"] = _ridge(subject, store, cases, seed=seed, progress=progress)
+    retrieved = retrieval_section(cases, embedded, others=others, resamples=resamples, seed=seed)
+    wording = read_prompts(prompts or _shipped_prompts(store.manifest.get("modality", "cxr")))
+    findings = sorted({name for record in cases.images for name in record.labels})
+    scored = scorer = None
+    if findings:
+        scorer = ZeroShot(subject.loaded, wording, findings)
+        scored = zero_shot_section(
+            cases,
+            scorer.scores(embedded.images),
+            findings=findings,
+            uncertain=uncertain,
+            resamples=resamples,
+            seed=seed,
+        )
+    boxed = sorted({box.label for record in cases.images for box in record.boxes})
+    grounds = grounding_section(
+        cases,
+        embedded,
+        {finding: phrase_vector(subject.loaded, wording.of(finding).positive) for finding in boxed},
+        input=subject.loaded.input,
+        resamples=resamples,
+        seed=seed,
+        progress=progress,
+    )
+    sections: dict[str, dict[str, Number]] = {
+        "retrieval": retrieved.numbers,
+        "zeroshot": scored.numbers if scored else {},
+        "grounding": grounds.numbers,
+    }
+    metrics = {
+        "format": FORMAT,
+        "notice": NOTICE,
+        "medvl": __version__,
+        "model": _about_model(subject),
+        "data": _about_data(store, cases, split, subject),
+        "protocol": {
+            "interval": METHOD,
+            "level": 0.95,
+            "resamples": resamples,
+            "seed": seed,
+            "ties": "expected value over every order that ties allow; similarities within 1e-6 tie",
+            "prompts": {"version": wording.version, "digest": wording.digest},
+            "prompts_from_template": list(scorer.templated) if scorer else [],
+            "uncertain_labels": uncertain,
+            "grounding_phrase": "the finding's positive prompts, without side",
+            "grounding_space": "region projection"
+            if subject.loaded.model.local
+            else "projection of the whole film",
+            "heat_map_sigma_cells": SIGMA_CELLS,
+            "iou_thresholds": list(THRESHOLDS),
+            "ridge": None if ridge is None else {"alpha": ridge.alpha, "cross_validated_rank": ridge.rank},
+        },
+        "left_out": skipped
+        | retrieved.left_out
+        | (
+            {f"finding with one class: {f} ({why})": 1 for f, why in scored.classification.dropped.items()}
+            if scored
+            else {}
+        )
+        | ({"box without a contrast to noise": grounds.undefined} if grounds.undefined else {}),
+        "numbers": {
+            f"{section}/{key}": number.plain()
+            for section, numbers in sections.items()
+            for key, number in numbers.items()
+        },
+    }
+    out = Path(out) if out is not None else subject.results
+    out.mkdir(parents=True, exist_ok=True)
+    table = markdown(metrics)
+    write_atomic(out / "metrics.json", (json.dumps(metrics, indent=1, allow_nan=False) + "\n").encode())
+    write_atomic(out / "table.md", table.encode())
+    write_page(
+        out,
+        Results(metrics, store, cases, embedded, retrieved, scored, grounds, subject.loaded.input),
+        progress=progress,
+    )
+    return Evaluation(metrics, table, out)
+
+
+def _require_same_specs(subject: Subject, store: Store) -> None:
+    loaded = subject.loaded
+    for record in store.records:
+        loaded.pixels.require(record.pixel_digest)
+        if record.report_digest != loaded.report.digest:
+            raise DigestMismatch("report spec", got=record.report_digest, expected=loaded.report.digest)
+
+
+def _shipped_prompts(modality: str) -> Path:
+    return Path(str(resources.files(f"medvl.recipes.{modality}") / "prompts.yaml"))
+
+
+def _ridge(
+    subject: Subject, store: Store, cases: Cases, *, seed: int, progress: Progress | None
+) -> tuple[Ridge, Float[np.ndarray, "images texts"]]:
+    assert subject.recipe is not None
+    train = list(cases.train)
+    if len(train) > _RIDGE_PAIRS:
+        chosen = np.random.default_rng([seed, 4]).choice(len(train), _RIDGE_PAIRS, replace=False)
+        train = [train[row] for row in sorted(chosen)]
+    told = [cases.images[row] for row in cases.with_text]
+    view = subject.view
+    words = [tuple(getattr(record, view)) for record in train] + [text.sentences for text in cases.texts]
+    distinct = sorted(set(words))
+    place = {sentences: row for row, sentences in enumerate(distinct)}
+    films, reports = tower_features(
+        subject.loaded, subject.recipe, store, [*train, *told], distinct, progress=progress
+    )
+    rows = np.asarray([place[sentences] for sentences in words])
+    fitted = fit_ridge(
+        films[: len(train)],
+        reports[rows[: len(train)]],
+        groups=[record.patient_id for record in train],
+        seed=seed,
+    )
+    return fitted, fitted.scores(films[len(train) :], reports[rows[len(train) :]])
+
+
+def _about_model(subject: Subject) -> dict[str, Any]:
+    config = subject.loaded.config
+    return {
+        "kind": subject.kind,
+        "checkpoint": subject.checkpoint,
+        "digest": subject.loaded.digest,
+        "image_tower": config.image.name,
+        "text_tower": config.text.name,
+        "objective": subject.recipe.objective.name if subject.recipe else None,
+        "dim": subject.loaded.model.dim,
+        "local": subject.loaded.model.local,
+    }
+
+
+def _about_data(store: Store, cases: Cases, split: str, subject: Subject) -> dict[str, Any]:
+    digest = store_digest(store)
+    trained_on = subject.provenance.get("store")
+    return {
+        "store_digest": digest,
+        "modality": store.manifest.get("modality"),
+        "split": split,
+        "split_seed": subject.split_seed,
+        "trained_on_this_store": None if trained_on is None else trained_on == digest,
+        "images": len(cases.images),
+        "images_with_report": len(cases.with_text),
+        "texts": len(cases.texts),
+        "distinct_texts": len({text.sentences for text in cases.texts}),
+        "studies": len({record.study_id for record in cases.images}),
+        "patients": len({record.patient_id for record in cases.images}),
+        "training_pairs": len(cases.train),
+    }
