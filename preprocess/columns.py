@@ -21,24 +21,75 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "study_uid": ("studyinstanceuid", "studyuid"),
     "sop_uid": ("sopinstanceuid", "sopuid", "instanceuid", "imageuid", "dicomuid"),
     "image": (
-        "image", "path", "imagepath", "filename", "file", "filepath", "imageid", "dicomid", "imageindex", "imagename",
-        "imagefile", "imgpath", "frontalfiles", "dicompath", "imagefilename", "jpgpath", "img",
+        "image",
+        "path",
+        "imagepath",
+        "filename",
+        "file",
+        "filepath",
+        "imageid",
+        "dicomid",
+        "imageindex",
+        "imagename",
+        "imagefile",
+        "imgpath",
+        "frontalfiles",
+        "dicompath",
+        "imagefilename",
+        "jpgpath",
+        "img",
     ),
     "study": ("studyid", "study", "examid", "reportid", "uid", "exam", "caseid"),
     "patient": (
-        "groupid", "group", "patientid", "subjectid", "patient", "subject", "patientkey", "pid", "mrn", "personid",
+        "groupid",
+        "group",
+        "patientid",
+        "subjectid",
+        "patient",
+        "subject",
+        "patientkey",
+        "pid",
+        "mrn",
+        "personid",
         "tilegroup",
     ),
-    "view": ("view", "viewposition", "projection", "viewpositiondicom", "frontallateral", "appa", "orientation"),
+    "view": (
+        "view",
+        "viewposition",
+        "projection",
+        "viewpositiondicom",
+        "frontallateral",
+        "appa",
+        "orientation",
+    ),
     "laterality": ("laterality", "imagelaterality", "side"),
     "split": ("split", "set", "partition", "subset", "dataset"),
-}  # fmt: skip
+}
 _WHOLE = (
-    "report", "reporttext", "text", "fullreport", "radiologyreport", "note", "notes", "caption", "clinicalnotes",
-    "reportbody", "narrative", "description",
-)  # fmt: skip
-_SECTIONS = ("indication", "history", "clinicalhistory", "comparison", "technique", "findings", "impression",
-             "conclusion", "recommendation")  # fmt: skip
+    "report",
+    "reporttext",
+    "text",
+    "fullreport",
+    "radiologyreport",
+    "note",
+    "notes",
+    "caption",
+    "clinicalnotes",
+    "reportbody",
+    "narrative",
+    "description",
+)
+_SECTIONS = (
+    "indication",
+    "history",
+    "clinicalhistory",
+    "comparison",
+    "technique",
+    "findings",
+    "impression",
+    "conclusion",
+    "recommendation",
+)
 CATEGORY = (
     "finding",
     "label",
@@ -53,8 +104,17 @@ CATEGORY = (
 _NOT_LABELS = re.compile(
     r"\b(?:\w*id|uid|age|sex|gender|year|date|width|height|fold|rows?|columns?|bits|frames?|pixels?|days|index|seed)$"
 )
-_SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val",
-           "validate": "val", "test": "test", "testing": "test"}  # fmt: skip
+_SPLITS = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "dev": "val",
+    "validate": "val",
+    "test": "test",
+    "testing": "test",
+}
 _FILE = re.compile(r"[/\\]|\.(?:dcm|dicom|png|jpe?g|tiff?|bmp|webp|nii|gz)$", re.IGNORECASE)
 
 ROLES = (
@@ -225,9 +285,11 @@ def _guess_labels(
     numeric = tuple(
         str(name)
         for name in frame.columns
-        if name not in taken and not _NOT_LABELS.search(str(name).lower().replace("_", " "))
-        and (cells := set(frame[name])) - {""} and cells <= {"", "0", "1", "-1", "0.0", "1.0", "-1.0"}
-    )  # fmt: skip
+        if name not in taken
+        and not _NOT_LABELS.search(str(name).lower().replace("_", " "))
+        and (cells := set(frame[name])) - {""}
+        and cells <= {"", "0", "1", "-1", "0.0", "1.0", "-1.0"}
+    )
     if numeric:
         return numeric, "1, 0, -1 or blank"
     for name in CATEGORY:

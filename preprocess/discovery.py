@@ -25,8 +25,8 @@ class SourceFile:
     """A file below the source; ``relative`` is its path below it, with ``/``.
 
     Attributes:
-        kind: by content: ``damaged`` is a file that should be an image and is empty or unreadable, ``outside`` a
-            link that leads out of the source, ``other`` anything else.
+        kind: by content: ``damaged`` is a file that should be an image and is empty or unreadable,
+            ``outside`` a link that leads out of the source, ``other`` anything else.
     """
 
     path: Path
@@ -37,8 +37,8 @@ class SourceFile:
 def discover(source: Path) -> list[SourceFile]:
     """List the files below a folder in the order of their paths, each with its kind by content.
 
-    Hidden files, record stores and what lies behind linked folders are passed over; a linked file counts only if
-    it leads out of the source, as ``outside``, since inside it is found under its own name.
+    Hidden files, record stores and what lies behind linked folders are passed over; a linked file counts
+    only if it leads out of the source, as ``outside``, since inside it is found under its own name.
 
     Raises:
         UsageError: the source is not a folder.

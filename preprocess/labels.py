@@ -39,7 +39,7 @@ class LabelEncoding:
 
 
 CHEXPERT = LabelEncoding()
-"""CheXpert: 1 present, 0 absent, −1 uncertain, blank not mentioned (Irvin et al. 2019); words are understood too."""
+"""CheXpert (Irvin et al. 2019): 1 present, 0 absent, −1 uncertain, blank not mentioned; or their words."""
 
 
 def finding_name(label: str) -> str:
@@ -57,9 +57,10 @@ def row_labels(
 ) -> list[dict[str, LabelState]]:
     """Return the labels of each row.
 
-    Numeric columns follow ``encoding``. One categorical column is exclusive: a row with a value has its classes
-    present (several split by comma, semicolon or bar; ``A/B`` is a path whose every step is present) and each other class
-    of the column absent; a row without a value, or with "unknown", has no label at all.
+    Numeric columns follow ``encoding``. One categorical column is exclusive: a row with a value has its
+    classes present (several split by comma, semicolon or bar; ``A/B`` is a path whose every step is
+    present) and each other class of the column absent; a row without a value, or with "unknown", has no
+    label at all.
 
     Raises:
         BadTable: a cell that the encoding does not have.
@@ -132,8 +133,9 @@ def read_labels(
     key = _key_column(guess, path)
     if not guess.labels:
         raise BadTable(
-            f"the table {file_token(path)} has no label column.", hint="Name them, for example columns={'labels': 'edema+nodule'}."
-        )  # fmt: skip
+            f"the table {file_token(path)} has no label column.",
+            hint="Name them, for example columns={'labels': 'edema+nodule'}.",
+        )
     found: dict[str, dict[str, LabelState]] = {}
     for line, name, states in zip(
         frame.index, frame[key], row_labels(frame, guess, encoding=encoding), strict=True
@@ -147,8 +149,11 @@ def read_labels(
 
 
 _CORNERS = (
-    ("x0", "y0", "x1", "y1"), ("xmin", "ymin", "xmax", "ymax"), ("x1", "y1", "x2", "y2"), ("left", "top", "right", "bottom"),
-)  # fmt: skip
+    ("x0", "y0", "x1", "y1"),
+    ("xmin", "ymin", "xmax", "ymax"),
+    ("x1", "y1", "x2", "y2"),
+    ("left", "top", "right", "bottom"),
+)
 _SIZES = (("x", "y", "width", "height"), ("x", "y", "w", "h"), ("left", "top", "width", "height"))
 
 

@@ -60,10 +60,13 @@ class _Names(Generic[T]):
 
 @dataclass
 class FoundImage:
+    """A file with its header, None where there is none."""
+
     file: SourceFile
     header: DicomHeader | None
 
     def ids(self) -> dict[str, str]:
+        """Return the identifiers of the header by the role of their columns."""
         header = self.header
         if header is None:
             return {}
@@ -72,6 +75,8 @@ class FoundImage:
 
 @dataclass
 class Row:
+    """A row of the report table; ``used`` when an image has taken it."""
+
     line: int
     cells: dict[str, str]
     text: str

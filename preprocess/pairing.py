@@ -1,7 +1,7 @@
 """Which image belongs to which report: files found, headers read, rows matched, and all that has no partner.
 
-Nothing is dropped silently: each file and row is an item or an entry of ``Pairing.unpaired`` with its reason. Identifiers
-stay in memory; ``summary`` and ``lines`` hold counts alone.
+Nothing is dropped silently: each file and row is an item or an entry of ``Pairing.unpaired`` with its
+reason. Identifiers stay in memory; ``summary`` and ``lines`` hold counts alone.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ class Item:
         path: below the source as it was given.
         patient, study: keys to be pseudonymised; a split must not tear a patient apart.
         report: "" when there is none.
-        method: how the row was found: ``accession``, ``study_uid``, ``sop_uid``, ``file``, ``folder`` or ``none``.
+        method: how the row was found: ``accession``, ``study_uid``, ``sop_uid``, ``file``, ``folder`` or
+            ``none``.
         modality: DICOM modality, "" for raster files.
     """
 
@@ -125,10 +126,10 @@ def pair(
     """Match the images below a folder with the rows of its tables.
 
     A row belongs to an image by accession number, StudyInstanceUID, SOPInstanceUID, file name (path, name or
-    stem) or the name of a folder, the first that holds. An image without report is kept with an empty text: it
-    serves evaluation by labels, and trainers pass it over. A damaged file is kept too, so that the reader can name
-    its fault. The patient is the table's group or patient column, else the header's PatientID, else a folder such as
-    ``patient00007``, else the study.
+    stem) or the name of a folder, the first that holds. An image without report is kept with an empty
+    text: it serves evaluation by labels, and trainers pass it over. A damaged file is kept too, so that
+    the reader can name its fault. The patient is the table's group or patient column, else the header's
+    PatientID, else a folder such as ``patient00007``, else the study.
 
     Args:
         source: folder of DICOM or raster images.

@@ -40,8 +40,9 @@ def _headings(text: str, rules: Rules) -> list[tuple[int, int, str]]:
         colon = text.find(":", colon + 1)
     ordered: list[tuple[int, int, str]] = []
     for start, end, name in sorted(found.values()):
-        if not ordered or start >= ordered[-1][1]:
-            ordered.append((start, end, name))
+        free = ordered[-1][1] if ordered else 0
+        if end > free:  # two headings may share the asterisks between them
+            ordered.append((max(start, free), end, name))
     return ordered
 
 
@@ -58,13 +59,27 @@ def _heading_before(text: str, colon: int, rules: Rules) -> tuple[int, int, str]
         phrase = text[place:stop]
         name = rules.headings.get(" ".join(phrase.lower().split()))
         if name and _opens(text, place, phrase, strict=phrase.lower() in rules.strict):
-            return place, colon + 1, name
+            return *_with_marks(text, place, colon + 1), name
     place = words[0][0]
-    if len(words) == 1 and len(words[0][1]) >= 6 and _opens(text, place, words[0][1], strict=True):
+    if len(words) == 1 and len(words[0][1]) >= 6 and _opens(text, place, words[0][1], strict=False):
         name = _misspelt(words[0][1].lower())
         if name:
-            return place, colon + 1, name
+            return *_with_marks(text, place, colon + 1), name
     return None
+
+
+def _with_marks(text: str, start: int, end: int) -> tuple[int, int]:
+    """Take bullets and the asterisks of bold print into the heading."""
+    first = start
+    while first and text[first - 1] in _LEAD:
+        first -= 1
+    if first and text[first - 1] not in "\r\n":
+        first = start
+        while first and text[first - 1] in "*#_":
+            first -= 1
+    while end < len(text) and text[end] == "*":
+        end += 1
+    return first, end
 
 
 def _opens(text: str, place: int, phrase: str, *, strict: bool) -> bool:
@@ -186,6 +201,10 @@ def _is_stop(text: str, start: int, match: re.Match[str], end: int, rules: Rules
     last = word[0] if word else ""
     following = text[match.end() : min(end, match.end() + 24)].lstrip()
     nearby = following[:1]
+    if nearby == ")" or (mark[-1] in ")]" and nearby.islower()):  # "(lymph node ?) is"
+        return False
+    if text[start : match.start()].strip().isdigit():  # a number that no list has next
+        return False
     if not following or mark[0] in "!?":
         return True
     if mark.count(".") > 1 or "\u2026" in mark:

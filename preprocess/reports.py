@@ -1,8 +1,9 @@
 """A free-text report → sections, sentences and tags, as spans of the original text; nothing is rewritten.
 
-The parser only *names* things; which sentences a text view keeps is the :class:`~medvl.specs.ReportSpec`'s
-business, and :func:`changes` lists every span that a view leaves out, with its reason. Outside headings, list markers
-and white space, each character of a report belongs to exactly one sentence.
+The parser only *names* things; which sentences a text view keeps is the business of
+:class:`~medvl.specs.ReportSpec`, and :func:`changes` lists every span that a view leaves out, with its
+reason. Outside headings, list markers and white space, each character of a report belongs to exactly one
+sentence.
 """
 
 from __future__ import annotations
@@ -39,15 +40,17 @@ class Change:
 def parse_report(text: str, *, parser: str = "en-1") -> Report:
     r"""Find sections, sentences and tags; any string of allowed length gives a report, and none is altered.
 
-    Headings are known names in any case, with small misspellings, on a line of their own or inline; text before the
-    first heading, or without any, is section ``body``. Sub-headings such as ``LUNGS:`` stay text. Sentences end at
-    a full stop unless it belongs to a number, an abbreviation or an initial; at blank lines, at list items, and
-    at a line that was ended on purpose: one that had room for the next line's first word.
+    Headings are known names in any case, with small misspellings, on a line of their own or inline; text
+    before the first heading, or without any, is section ``body``. Sub-headings such as ``LUNGS:`` stay
+    text. Sentences end at a full stop unless it belongs to a number, an abbreviation or an initial; at
+    blank lines, at list items, and at a line that was ended on purpose: one that had room for the next
+    line's first word.
 
-    A sentence that compares with an earlier study is tagged ``prior``, or ``prior-mixed`` when it also names something
-    the picture shows; an advice ``recommendation`` or, after a finding, ``recommendation-mixed``. The default
-    :class:`~medvl.specs.ReportSpec` drops only the unmixed ones from the generation view, so no finding is lost.
-    ``comparison`` marks the mere name of an earlier study.
+    A sentence that compares with an earlier study is tagged ``prior``, or ``prior-mixed`` when it also
+    names something the picture shows; an advice ``recommendation`` or, after a finding,
+    ``recommendation-mixed``. The default :class:`~medvl.specs.ReportSpec` drops only the unmixed ones
+    from the generation view, so no finding is lost. ``comparison`` marks the mere name of an earlier
+    study.
 
     Args:
         text: the report as it was given.
@@ -73,7 +76,7 @@ def parse_report(text: str, *, parser: str = "en-1") -> Report:
     sections = tuple(find_sections(text, rules))
     wrap = max(map(len, text.splitlines()), default=0)
     sentences = tuple(
-        Sentence(start, end, section.name, find_tags(text[start:end], section.name, rules))
+        Sentence(start, end, section.name, find_tags(text[start:end], section.name, parser))
         for section in sections
         for start, end in sentence_spans(text, section, rules, wrap)
     )

@@ -1,7 +1,7 @@
 """Tables from outside, read as strings: CSV, TSV, Parquet.
 
-A table that cannot be read gives :class:`~medvl.errors.BadTable` with the line, never with the cell: a cell may
-name a patient.
+A table that cannot be read gives :class:`~medvl.errors.BadTable` with the line, never with the cell: a
+cell may name a patient.
 """
 
 from __future__ import annotations
