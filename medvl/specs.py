@@ -140,18 +140,19 @@ class PixelSpec(Spec):
         height, width = image.array.shape[1:]
         scale = min(1.0, self.longest_px / max(height, width))
         size = (max(1, round(width * scale)), max(1, round(height * scale)))
-        factor = max(1, int(width / size[0] / REDUCING_GAP))
-        shown = self._show(image)
-        reduced = np.empty((-(-height // factor), -(-width // factor)), np.float32)
-        rows = max(1, STRIP_VALUES // width // factor) * factor
+        across = max(1, int(width / size[0] / REDUCING_GAP))
+        down = max(1, int(height / size[1] / REDUCING_GAP))
+        show = self._show(image)
+        reduced = np.empty((-(-height // down), -(-width // across)), np.float32)
+        rows = max(1, STRIP_VALUES // width // down) * down
         for top in range(0, height, rows):  # strips stay in the cache: three times as fast as whole films
-            strip = shown(_luminance(image.array[:, top : top + rows]))
-            if factor > 1:
-                strip = np.asarray(Pillow.fromarray(strip).reduce(factor))
-            reduced[top // factor :][: len(strip)] = strip
+            strip = show(_luminance(image.array[:, top : top + rows]))
+            if across > 1 or down > 1:
+                strip = np.asarray(Pillow.fromarray(strip).reduce((across, down)))
+            reduced[top // down :][: len(strip)] = strip
         if reduced.shape != (size[1], size[0]):
-            box = (0, 0, width / factor, height / factor)
-            reduced = np.asarray(Pillow.fromarray(reduced).resize(size, Pillow.Resampling.BILINEAR, box=box))
+            picture, box = Pillow.fromarray(reduced), (0, 0, width / across, height / down)
+            reduced = np.asarray(picture.resize(size, Pillow.Resampling.BILINEAR, box=box))
         return np.rint(reduced).astype(np.uint8)
 
     def _show(self, image: Image) -> Callable[[Rows], Rows]:
