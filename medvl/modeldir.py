@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
@@ -78,7 +78,7 @@ class LoadedModel:
         """Where the weights are."""
         return next(self.model.parameters()).device
 
-    def to(self, device: str | torch.device) -> Self:
+    def to(self, device: str | torch.device) -> LoadedModel:
         """Move the weights and return this object."""
         self.model.to(device)
         return self
@@ -96,7 +96,7 @@ class LoadedModel:
         return state.hexdigest()
 
     def image_tensors(
-        self, arrays: Sequence[UInt8[np.ndarray, "height width"]]
+        self, arrays: Sequence[UInt8[np.ndarray, "_ _"]]
     ) -> tuple[Float[Tensor, "batch channels rows columns"], Bool[Tensor, " batch rows columns"]]:
         """Return the model's input for stored arrays, on its device."""
         pairs = [self.input.apply(array) for array in arrays]
@@ -114,7 +114,7 @@ class LoadedModel:
 
     @torch.inference_mode()
     def embed_images(
-        self, arrays: Sequence[UInt8[np.ndarray, "height width"]], *, batch_size: int = 32
+        self, arrays: Sequence[UInt8[np.ndarray, "_ _"]], *, batch_size: int = 32
     ) -> Float32[np.ndarray, "images dim"]:
         """Return one unit vector per stored array.
 
