@@ -27,7 +27,7 @@ from typing import Any
 from medvl import __version__
 from medvl.config import parse_json
 from medvl.encoders.lora import merge_lora
-from medvl.errors import BundleError, UsageError
+from medvl.errors import BundleError, ConfigError, UsageError
 from medvl.modeldir import LoadedModel, read_model, write_model
 from medvl.notice import NOTICE
 from medvl.store import write_atomic
@@ -132,7 +132,10 @@ def load_bundle(path: Path) -> LoadedModel:
         raise BundleError(
             "this folder is no bundle: bundle.json is missing.", hint="Write one: medvl export RUN BUNDLE"
         )
-    about = parse_json(manifest.read_bytes())
+    try:
+        about = parse_json(manifest.read_text("utf-8", "replace"), what="bundle.json")
+    except ConfigError as error:
+        raise BundleError(error.message, hint="The file was changed or damaged: export again.") from error
     if (
         not isinstance(about, dict)
         or about.get("format") != FORMAT

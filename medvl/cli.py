@@ -107,7 +107,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="medvl",
         description="From studies and reports to a vision-language model of your own.",
-        epilog=f"{NOTICE} Exit status: 0 done, 2 wrong call, 3 some items failed, 4 file refused, 130/143 interrupted.",
+        epilog=f"{NOTICE} Exit status: 0 done, 2 wrong call, 3 some items failed, 4 file refused, "
+        "130 or 143 interrupted.",
     )
     parser.add_argument("--version", action="version", version=f"medvl {__version__}")
     top = parser.add_subparsers(dest="verb", metavar="COMMAND", required=True, parser_class=_Parser)
@@ -117,8 +118,10 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate = _verb(top, "evaluate", "retrieval, zero-shot and grounding: table, figures, JSON", _evaluate)
     evaluate.add_argument("model", type=Path, help="a run or a bundle")
     evaluate.add_argument("data", type=Path, help="a record store")
-    evaluate.add_argument("--out", type=Path, help="folder of the results; default: MODEL/evaluation")
-    evaluate.add_argument("--split", choices=("train", "val", "test"), default="test")
+    evaluate.add_argument(
+        "--out", type=Path, help="folder of the results; default: RUN/evaluation, or beside a bundle"
+    )
+    evaluate.add_argument("--split", choices=("val", "test"), default="test")
     evaluate.add_argument("--prompts", type=Path, help="YAML file of prompts; default: the modality's own")
     evaluate.add_argument("--resamples", type=int, default=2000, help="bootstrap resamples (2000)")
     evaluate.add_argument("--seed", type=int, default=0)
@@ -237,7 +240,7 @@ def _train(arguments: argparse.Namespace) -> int:
             progress=bar,
         )
     _show(arguments, summary)
-    return 0
+    return summary.exit_code
 
 
 def _demo(arguments: argparse.Namespace) -> int:

@@ -98,7 +98,7 @@ def demo(
         overrides=[f"loop.seed={seed}"],
         progress=progress,
     )
-    evaluation = timed("evaluate", verbs.evaluate, run, store, modality=modality, progress=progress)
+    evaluation = timed("evaluate", verbs.evaluate, run, store, progress=progress)
     for stale in (bundle, index):
         shutil.rmtree(stale, ignore_errors=True)
     timed("export", verbs.export, run, bundle, onnx=_has_onnx())

@@ -188,7 +188,6 @@ def evaluate(
     *,
     out: str | Path | None = None,
     prompts: str | Path | None = None,
-    modality: str = "cxr",
     progress: Progress | None = None,
     **options: Any,
 ) -> Evaluation:
@@ -197,19 +196,18 @@ def evaluate(
     Args:
         model: a run, a checkpoint or a bundle.
         data: the record store.
-        out: folder of the results; ``MODEL/evaluation`` for a run, required for a bundle.
-        prompts: YAML file; default: the modality's own.
-        modality: whose prompts.
+        out: folder of the results; ``RUN/evaluation``, or beside a bundle, by default.
+        prompts: YAML file; default: those of the store's modality.
         progress: called as the steps go by.
-        options: of :func:`medvl.evaluation.run.evaluate`: ``split``, ``resamples``, ``seed``.
+        options: of :func:`medvl.evaluation.run.evaluate`: ``split``, ``uncertain``, ``baselines``,
+            ``resamples``, ``seed``.
     """
     from medvl.evaluation.run import evaluate as run
 
-    folder = Path(out) if out is not None else Path(model) / "evaluation"
-    if out is None and (Path(model) / "bundle.json").is_file():
-        raise UsageError("a bundle is never written into.", hint="Name a folder for the results: --out DIR")
-    chosen = Path(prompts) if prompts is not None else _prompts_file(modality)
-    return run(Path(model), Path(data), folder, prompts=chosen, progress=progress, **options)
+    return run(
+        Path(model), Path(data), Path(out) if out is not None else None,
+        prompts=Path(prompts) if prompts is not None else None, progress=progress, **options,
+    )  # fmt: skip
 
 
 def _prompts_file(modality: str) -> Path:

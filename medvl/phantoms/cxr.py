@@ -58,6 +58,25 @@ class PhantomSummary:
     pointing_chance: float
     probes: tuple[Probe, ...]
 
+    def to_json(self) -> dict[str, object]:
+        """Return plain values."""
+        return asdict(self)
+
+    def lines(self) -> list[str]:
+        """Return the text of the command: what there is, and how far shortcuts alone would get."""
+        text = [
+            self.notice,
+            f"{self.images} images, {self.studies} studies, {self.patients} patients, level {self.level}, "
+            f"{self.normal:.0%} normal, {self.duplicates:.0%} repeated reports",
+            f"hash {self.hash}",
+            "shortcut probes, AUROC ± standard error (0.5 is what an honest set gives):",
+        ]
+        for name in dict.fromkeys(probe.shortcut for probe in self.probes):
+            scores = [probe for probe in self.probes if probe.shortcut == name]
+            shown = ", ".join(f"{p.target} {p.auroc:.2f} ± {p.standard_error:.2f}" for p in scores)
+            text.append(f"  {name}: {shown}")
+        return text
+
 
 def write_phantoms(
     out: Path,

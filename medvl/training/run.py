@@ -24,6 +24,7 @@ from medvl.data import BatchOrder, BatchStream, PairDataset, in_order
 from medvl.encoders.text import text_tokeniser
 from medvl.errors import CheckpointError, ConfigError, UsageError
 from medvl.modeldir import LoadedModel, write_model
+from medvl.notice import NOTICE
 from medvl.objectives import OBJECTIVES
 from medvl.progress import Progress
 from medvl.store import Store, write_atomic
@@ -62,6 +63,18 @@ class RunSummary:
     def exit_code(self) -> int:
         """0, or 128 and the signal's number as shells count: 130 for SIGINT, 143 for SIGTERM."""
         return 128 + self.signal if self.signal else 0
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values."""
+        return {**asdict(self), "run": str(self.run)}
+
+    def lines(self) -> list[str]:
+        """Return the text of the command."""
+        best = "" if self.best is None else f", best validation value {self.best:.4f}"
+        text = [f"{self.run}: {self.status} at step {self.step} of {self.steps}{best}, {self.seconds:.0f} s"]
+        if self.status == "interrupted":
+            text.append("Run the same command again to go on from here.")
+        return [*text, NOTICE]
 
 
 @dataclass(frozen=True)
