@@ -183,10 +183,8 @@ def _samples(
     current = task.current(chunk)
     for place, job in enumerate(chunk.jobs):
         if place in poison:
-            message = (
-                f"{job.token}: the reader stopped with {poison[place]}. Check the file with another viewer."
-            )
-            failures.append(Failure(job.record_id, job.token, poison[place], message))
+            message = f"the reader stopped with {poison[place]}. Open the file with another viewer."
+            failures.append(Failure(job.record_id, job.token, "ReaderCrash", message))
             continue
         current.write_text(str(place), "ascii")
         try:

@@ -11,12 +11,13 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import logging
 import os
 import shutil
 import signal
 import threading
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -29,12 +30,13 @@ from medvl.preprocess.pool import run_chunks
 from medvl.preprocess.pseudonyms import Pseudonyms, keep_key
 
 from medvl.errors import UsageError, file_token
-from medvl.progress import Progress
 from medvl.specs import PixelSpec, ReportSpec
 from medvl.splits import split_of
 from medvl.store import write_atomic
 
 __all__ = ["PrepareSummary", "prepare"]
+
+Progress = Callable[[int, int, str], None]
 
 _OURS = {"private", "shards", "store.json", "index.parquet", "failures.jsonl", "quality.html"}
 _FEWEST = 4
@@ -96,8 +98,7 @@ def prepare(
         )
     split_of("", seed=split_seed, fractions=split)
     _check_folders(source, out)
-    with _sigterm_exits(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # readers put header values into them
+    with _sigterm_exits(), _silent_readers():
         paired = pair(source, table=table, columns=columns, labels=labels, boxes=boxes)
         try:
             private = out / "private"
@@ -115,8 +116,7 @@ def prepare(
                     "split": [float(share) for share in split],
                     "split seed": split_seed,
                     "records per shard": shard_records,
-                    "files": len(jobs),
-                    "contents": _contents(jobs),
+                    "source": f"{len(jobs)} images with digest {_contents(jobs)}",
                 }
                 task = Task(out, modality, pixels, report, _agree(private / "plan.json", options))
                 chunks = _chunks(jobs, most=shard_records)
@@ -210,6 +210,20 @@ def _sigterm_exits() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, previous)
+
+
+@contextlib.contextmanager
+def _silent_readers() -> Iterator[None]:
+    """Keep warnings and pydicom's log quiet: both quote header values and file names."""
+    log = logging.getLogger("pydicom")
+    level = log.level
+    log.setLevel(logging.CRITICAL + 1)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.setLevel(level)
 
 
 def _sweep(out: Path) -> None:

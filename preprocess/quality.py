@@ -179,7 +179,7 @@ def _text(records: Sequence[Record], spec: ReportSpec) -> dict[str, Any]:
             of=len(written) or 1,
         ),
         "views": [_view(written.values(), spec, view) for view in ("retrieval", "generation")],
-        "words": _histogram([len(record.report.split()) for record in written.values()]),
+        "words": _histogram([float(len(record.report.split())) for record in written.values()]),
         "repeated": [
             {"text": _short(written[key].report), "studies": n, "patients": len(patients[key])}
             for key, n in sorted(repeats.items(), key=lambda item: (-item[1], item[0]))[:5]
@@ -279,4 +279,4 @@ def _short(text: str, *, most: int = _TEXT_SHOWN) -> str:
 
 def _spec(name: str, spec: Spec) -> dict[str, str]:
     values = json.dumps(spec.model_dump(mode="json"), indent=2, ensure_ascii=False)
-    return {"name": name, "digest": spec.digest, "values": values}
+    return {"name": name, "digest": spec.digest, "json": values}
