@@ -6,7 +6,7 @@ import contextlib
 import sys
 from collections.abc import Iterator
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Protocol
 
 __all__ = ["Bar", "Progress", "silent"]
 
@@ -33,7 +33,7 @@ class Bar:
         ...     bar(1, 2, "reading")
     """
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> Bar:
         self._bar: Any = None
         self._tasks: dict[str, Any] = {}
         if sys.stderr.isatty():

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -163,7 +163,7 @@ class Recipe(Section):
         """Return the recipe with every value, as YAML that reads back as the same recipe."""
         return dump_yaml(self.model_dump(mode="json"))
 
-    def with_overrides(self, overrides: Sequence[str]) -> Self:
+    def with_overrides(self, overrides: Sequence[str]) -> Recipe:
         """Return a recipe with some values replaced, each given as ``section.key=value``.
 
         Raises:
@@ -175,7 +175,7 @@ class Recipe(Section):
         return type(self).from_values(values)
 
     @classmethod
-    def from_values(cls, values: Any) -> Self:
+    def from_values(cls, values: Any) -> Recipe:
         """Check plain values.
 
         Raises:
