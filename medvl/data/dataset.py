@@ -100,7 +100,8 @@ class PairDataset(Dataset[Pair]):
         self.skipped: dict[str, int] = dict(Counter(why for why in verdicts if why))
         if not self.records:
             raise UsageError(
-                f"the split '{split}' has no image with a report: {len(chosen)} records, skipped {self.skipped}.",
+                f"the split '{split}' has no image with a report: {len(chosen)} records, "
+                f"skipped {self.skipped}.",
                 hint="Prepare more studies, or give another data.split_seed.",
             )
         self.label_names = label_names(store)

@@ -22,7 +22,7 @@ def positives(
     report: Int[Tensor, " batch"],
     labels: Float[Tensor, "batch labels"],
     *,
-    mode: PositivesMode = "similar",
+    mode: str = "similar",
     weight: float = 0.5,
 ) -> Float[Tensor, "batch batch"]:
     """Return how far text j describes image i.
@@ -34,7 +34,7 @@ def positives(
         study: keys of the studies.
         report: keys of the normalised reports.
         labels: 1 present, 0 absent, NaN unknown.
-        mode: which equalities count.
+        mode: a :data:`PositivesMode`: which equalities count.
         weight: the value of a text with the very same findings in other words, inside (0, 1).
 
     Raises:

@@ -59,6 +59,8 @@ class AlignmentModule(LightningModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        # The layout that convolutions are fastest in, on CPUs by a third.
+        model.image_encoder.to(memory_format=torch.channels_last)
         self.model, self.objective = model, objective
         self.positives_mode, self.similar_weight = positives_mode, similar_weight
         self.steps, self.steps_per_epoch, self.seed = steps, steps_per_epoch, seed
@@ -68,7 +70,10 @@ class AlignmentModule(LightningModule):
 
     def encode(self, batch: Batch) -> tuple[ImageFeatures, TextFeatures]:
         """Return the projected features of the images and the texts."""
-        image = self.model.encode_image(batch.images, batch.image_mask)
+        images = batch.images
+        if images.ndim == 4:
+            images = images.contiguous(memory_format=torch.channels_last)
+        image = self.model.encode_image(images, batch.image_mask)
         text = self.model.encode_text(batch.tokens, batch.token_mask)
         keys = sentence_keys(batch.tokens, batch.token_mask, sentences=text.sentences.shape[1])
         return image, replace(text, sentence_keys=keys)
@@ -112,6 +117,14 @@ class AlignmentModule(LightningModule):
         factor = functools.partial(warmup_cosine, total=self.steps, warmup=self.warmup, floor=self.floor)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, factor)
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_train_start(self) -> None:
+        """Give restored optimiser state the memory layout of its parameters, which a file does not keep."""
+        for optimiser in self.trainer.optimizers:
+            for parameter, state in optimiser.state.items():
+                for name, value in state.items():
+                    if isinstance(value, Tensor) and value.shape == parameter.shape:
+                        state[name] = torch.empty_like(parameter).copy_(value)
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         """Return the batch on ``device``."""

@@ -1,0 +1,340 @@
+"""Store to batch: pairs, augmentation, positives, and an order that can resume anywhere."""
+
+import dataclasses
+import pickle
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from medvl.data import (
+    Augment,
+    BatchOrder,
+    BatchStream,
+    PairDataset,
+    collate,
+    finding_similarity,
+    in_order,
+    positives,
+)
+from medvl.data.augment import draw
+from medvl.errors import ConfigError, UsageError
+from medvl.specs import InputSpec
+from medvl.splits import split_of
+from medvl.store import Store
+
+sys.path.insert(0, str(Path(__file__).parent))
+from tinystore import write_store, write_tiny
+
+INPUT = InputSpec(size_px=(24, 32), mean=(0.3,), std=(0.2,))
+NAN = float("nan")
+
+
+def encode(reports):
+    """The number of letters of each sentence: enough to see which sentence went where."""
+    width = max(len(report) for report in reports)
+    tokens = np.zeros((len(reports), width), np.int64)
+    for i, report in enumerate(reports):
+        tokens[i, : len(report)] = [len(sentence) for sentence in report]
+    mask = np.where(tokens > 0, np.arange(1, width + 1), 0)
+    return tokens, mask
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    return Store(write_tiny(tmp_path_factory.mktemp("data") / "store", n=40))
+
+
+# --- data set -----------------------------------------------------------------------------------
+
+
+def test_a_pair_is_what_the_input_spec_says(store):
+    pairs = PairDataset(store, "train", input=INPUT)
+    for row in (0, 5):
+        image, mask = INPUT.apply(store.pixels(pairs.records[row]))
+        assert np.array_equal(pairs[row].image, image)
+        assert np.array_equal(pairs[row].image_mask, mask)
+        assert pairs[row].sentences == pairs.records[row].retrieval
+
+
+def test_memory_and_disk_give_the_same_pairs(store):
+    for augment in (None, Augment()):
+        in_memory = PairDataset(store, "train", input=INPUT, augment=augment)
+        on_disk = PairDataset(store, "train", input=INPUT, augment=augment, cache_mb=0)
+        assert in_memory.cached and not on_disk.cached
+        for key in ((0, 1), (3, 2)):
+            assert np.array_equal(in_memory[key].image, on_disk[key].image)
+
+
+def test_a_sample_depends_on_seed_epoch_and_record_alone(store):
+    options = {"input": INPUT, "augment": Augment(), "order": "shuffled"}
+    one, two = (PairDataset(store, "train", seed=1, **options) for _ in range(2))
+    alone = one[(2, 4)]
+    beside = two.pairs([(2, 0), (2, 4), (5, 4)])
+    assert np.array_equal(alone.image, beside[1].image) and alone.sentences == beside[1].sentences
+    assert not np.array_equal(alone.image, beside[2].image)  # another epoch
+    other = PairDataset(store, "train", seed=2, **options)[(2, 4)]
+    assert not np.array_equal(alone.image, other.image)
+
+
+def test_shuffled_sentences_are_all_there(store):
+    pairs = PairDataset(store, "train", input=INPUT, order="shuffled")
+    orders = {pairs[(epoch, 0)].sentences for epoch in range(20)}
+    assert orders == {pairs.records[0].retrieval, pairs.records[0].retrieval[::-1]}
+
+
+def test_records_without_text_or_geometry_are_counted(store, tmp_path):
+    (tmp_path / "shards").mkdir()
+    samples = [(dataclasses.replace(record, split="train"), pixels) for record, pixels in store]
+    samples[0] = (dataclasses.replace(samples[0][0], retrieval=()), samples[0][1])
+    samples[1] = (dataclasses.replace(samples[1][0], retrieval=(" ",)), samples[1][1])
+    samples[2] = (dataclasses.replace(samples[2][0], geometry="rejected:gap"), samples[2][1])
+    write_store(tmp_path, samples)
+    pairs = PairDataset(Store(tmp_path), "train", input=INPUT)
+    assert len(pairs) == 37
+    assert pairs.skipped == {"no text": 2, "rejected:gap": 1}
+    with pytest.raises(UsageError, match="the split 'test' has no image with a report: 0 records"):
+        PairDataset(Store(tmp_path), "test", input=INPUT)
+
+
+def test_a_new_split_follows_patients(store):
+    splits = {}
+    for split in ("train", "val", "test"):
+        pairs = PairDataset(store, split, input=INPUT, split_seed=3)
+        splits |= {record.record_id: split for record in pairs.records}
+        assert all(split_of(record.patient_id, seed=3) == split for record in pairs.records)
+    assert len(splits) == 40
+    assert any(record.split != splits[record.record_id] for record in store.records)
+
+
+def test_unknown_split_is_named(store):
+    with pytest.raises(UsageError, match="unknown split 'dev'"):
+        PairDataset(store, "dev", input=INPUT)
+
+
+def test_batch_keys_and_labels(store):
+    pairs = PairDataset(store, "train", input=INPUT)
+    batch = collate(pairs.pairs([(0, 0), (0, 1), (0, 0)]), encode=encode)
+    assert batch.images.shape == (3, 1, 24, 32) and batch.images.dtype == torch.float32
+    assert batch.image_mask.sum() == 3 * 24 * 24  # a square picture in a 24 x 32 canvas
+    assert batch.study[0] == batch.study[2] != batch.study[1]
+    assert pairs.label_names == ("nodule",)
+    expected = [float(pairs.records[row].labels["nodule"] == "present") for row in (0, 1, 0)]
+    assert batch.labels[:, 0].tolist() == expected
+
+
+def test_reports_with_the_same_sentences_share_a_key(tmp_path):
+    # the first 40 records of a store whose reports name the class alone: three different reports
+    pairs = PairDataset(Store(write_tiny(tmp_path / "s", n=40, own_words=False)), "train", input=INPUT)
+    assert len(set(pairs.report.tolist())) == 3
+    assert len(set(pairs.study.tolist())) == len(pairs)
+
+
+def test_data_set_survives_pickling(store):
+    pairs = PairDataset(store, "train", input=INPUT, augment=Augment())
+    again = pickle.loads(pickle.dumps(pairs))  # noqa: S301 - what a worker process does
+    assert np.array_equal(pairs[(1, 3)].image, again[(1, 3)].image)
+
+
+# --- augmentation -------------------------------------------------------------------------------
+
+
+def still(**changes):
+    sizes = dict.fromkeys(("rotate_deg", "shift", "zoom", "brightness", "contrast", "noise"), 0.0)
+    return Augment(**sizes | {name: float(value) for name, value in changes.items()})
+
+
+class Fixed(np.random.Generator):
+    """A stream whose dice are all the same."""
+
+    def __init__(self, value):
+        super().__init__(np.random.PCG64(0))
+        self.value = value
+
+    def uniform(self, low, high, size):
+        return np.full(size, self.value)
+
+
+def test_rotation_is_rigid_on_an_oblong_canvas():
+    # A disc at (x, y) from the centre turns to (x cos + y sin, -x sin + y cos), its distance unchanged.
+    canvas = np.zeros((1, 61, 121), np.uint8)
+    rows, columns = np.mgrid[:61, :121]
+    canvas[0, (rows - 30) ** 2 + (columns - 80) ** 2 <= 9] = 255
+    turned, _ = still(rotate_deg=45)(canvas, np.ones(canvas.shape, bool), streams=[Fixed(1.0)])
+    weight = turned[0] / turned[0].sum()
+    x, y = (weight * columns).sum() - 60, (weight * rows).sum() - 30
+    assert np.hypot(x, y) == pytest.approx(20, abs=0.1)
+    assert abs(x) == pytest.approx(20 * np.cos(np.pi / 4), abs=0.1)
+    assert turned.sum() == pytest.approx(canvas.sum(), rel=0.02)
+
+
+def test_shift_is_a_share_of_the_side():
+    canvas = np.zeros((1, 40, 80), np.uint8)
+    canvas[0, 20, 40] = 200
+    moved, mask = still(shift=0.1)(canvas, np.ones(canvas.shape, bool), streams=[Fixed(-1.0)])
+    assert np.unravel_index(moved[0].argmax(), (40, 80)) == (24, 48)
+    assert not mask[0, :4].any() and mask[0, 4:, 8:].all()  # what turns in from outside is no film
+
+
+def test_brightness_and_contrast_follow_the_formula():
+    canvas = np.array([[[100, 140], [120, 120]]], np.uint8)
+    mask = np.ones(canvas.shape, bool)
+    # (1 + c)(v - m) + m + 255 d with m = 120, c = 0.5, d = 0.1
+    changed, _ = still(brightness=0.1, contrast=0.5)(canvas, mask, streams=[Fixed(1.0)])
+    np.testing.assert_allclose(changed, 1.5 * (canvas - 120.0) + 120 + 25.5)
+
+
+def test_padding_stays_black_and_the_range_is_kept():
+    canvas = np.full((8, 16, 16), 250, np.uint8)
+    mask = np.zeros(canvas.shape, bool)
+    mask[:, :, 4:12] = True
+    changed, inside = Augment(brightness=0.5)(canvas * mask, mask, streams=[draw(i) for i in range(8)])
+    assert changed.min() >= 0 and changed.max() <= 255
+    assert not changed[~inside].any()
+
+
+def test_left_stays_left():
+    # No draw of any size mirrors a film: a marker on the left third stays there.
+    canvas = np.zeros((64, 33, 33), np.uint8)
+    canvas[:, 16, 4] = 255
+    options = still(rotate_deg=10, shift=0.1, zoom=0.2)
+    changed, _ = options(canvas, np.ones(canvas.shape, bool), streams=[draw(i) for i in range(64)])
+    assert (changed.max(1).argmax(1) < 16).all()
+
+
+# --- positives ----------------------------------------------------------------------------------
+
+
+def similarity_oracle(labels):
+    """Jaccard over findings known in both rows, by loops; two rows without a finding agree."""
+    n = len(labels)
+    result = np.zeros((n, n))
+    for i in range(n):
+        for j in range(n):
+            a = {f for f, v in enumerate(labels[i]) if v == 1}
+            b = {f for f, v in enumerate(labels[j]) if v == 1}
+            known = {
+                f for f in range(len(labels[i])) if not np.isnan(labels[i][f]) and not np.isnan(labels[j][f])
+            }
+            union = (a | b) & known
+            if union:
+                result[i, j] = len(a & b & known) / len(union)
+            else:
+                result[i, j] = float(not a and not b and bool(known))
+    return result
+
+
+@given(st.lists(st.lists(st.sampled_from([0.0, 1.0, NAN]), min_size=3, max_size=3), min_size=1, max_size=6))
+def test_similarity_equals_the_loop_oracle(labels):
+    found = finding_similarity(torch.tensor(labels))
+    assert torch.allclose(found.double(), torch.tensor(similarity_oracle(labels)))
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 3), st.integers(0, 3), st.sampled_from([0.0, 1.0, NAN])),
+        min_size=1,
+        max_size=7,
+    )
+)
+def test_positives_are_symmetric_with_a_unit_diagonal(rows):
+    study, report = (torch.tensor([row[k] for row in rows]) for k in (0, 1))
+    labels = torch.tensor([[row[2]] for row in rows])
+    for mode in ("identity", "same", "similar"):
+        matrix = positives(study, report, labels, mode=mode, weight=0.4)
+        assert torch.equal(matrix, matrix.T) and bool((matrix.diagonal() == 1).all())
+        assert bool(((matrix >= 0) & (matrix <= 1)).all())
+        for i, a in enumerate(rows):
+            for j, b in enumerate(rows):
+                equal = a[0] == b[0] or a[1] == b[1]
+                if mode == "identity":
+                    assert matrix[i, j] == float(i == j)
+                elif equal:
+                    assert matrix[i, j] == 1
+                else:
+                    assert matrix[i, j] <= (0.4 + 1e-6 if mode == "similar" else 0)
+
+
+def test_no_labels_leave_only_equal_keys():
+    keys = torch.arange(3)
+    matrix = positives(keys, keys, torch.empty(3, 0), mode="similar")
+    assert torch.equal(matrix, torch.eye(3))
+
+
+def test_positives_refuse_unknown_modes_and_weights():
+    keys = torch.arange(2)
+    with pytest.raises(ConfigError, match=r"unknown positives mode 'simliar'.*Did you mean 'similar'"):
+        positives(keys, keys, torch.empty(2, 0), mode="simliar")
+    with pytest.raises(ConfigError, match=r"weight of similar findings is 1\.0"):
+        positives(keys, keys, torch.empty(2, 0), weight=1.0)
+
+
+# --- order --------------------------------------------------------------------------------------
+
+
+@settings(max_examples=50)
+@given(st.integers(2, 50), st.integers(2, 20), st.integers(0, 5))
+def test_an_epoch_reads_each_row_at_most_once(n, size, seed):
+    order = BatchOrder(n, size=size, seed=seed)
+    for epoch in range(2):
+        steps = range(epoch * order.steps_per_epoch, (epoch + 1) * order.steps_per_epoch)
+        keys = [key for step in steps for key in order.keys(step)]
+        assert {e for e, _ in keys} == {epoch}
+        rows = [row for _, row in keys]
+        assert len(set(rows)) == len(rows) == order.steps_per_epoch * min(n, size)
+
+
+def test_the_order_of_a_step_does_not_depend_on_the_way_there():
+    forward, jumped = BatchOrder(17, size=4, seed=3), BatchOrder(17, size=4, seed=3)
+    all_keys = [forward.keys(step) for step in range(20)]
+    assert [jumped.keys(step) for step in (19, 2, 11)] == [all_keys[19], all_keys[2], all_keys[11]]
+    assert all_keys[:4] != [BatchOrder(17, size=4, seed=4).keys(step) for step in range(4)]
+    assert [r for keys in all_keys[:4] for _, r in keys] != [r for keys in all_keys[4:8] for _, r in keys]
+
+
+def test_a_stream_started_anywhere_is_the_tail_of_the_whole(store):
+    pairs = PairDataset(store, "train", input=INPUT, augment=Augment(), order="shuffled")
+    order = BatchOrder(len(pairs), size=8, seed=0)
+    whole = list(BatchStream(pairs, order=order, encode=encode, start=0, stop=7))
+    tail = list(BatchStream(pairs, order=order, encode=encode, start=5, stop=7))
+    assert len(whole) == 7
+    for a, b in zip(whole[5:], tail, strict=True):
+        assert torch.equal(a.images, b.images) and torch.equal(a.tokens, b.tokens)
+
+
+def test_ranks_share_a_batch_in_order(store):
+    pairs = PairDataset(store, "train", input=INPUT)
+    order = BatchOrder(len(pairs), size=8, seed=0)
+    whole = next(iter(BatchStream(pairs, order=order, encode=encode, start=2, stop=3)))
+    parts = [
+        next(iter(BatchStream(pairs, order=order, encode=encode, start=2, stop=3, rank=rank, world=2)))
+        for rank in range(2)
+    ]
+    assert torch.equal(whole.images, torch.cat([part.images for part in parts]))
+    with pytest.raises(ConfigError, match="a batch of 8 cannot be shared between 3 devices"):
+        BatchStream(pairs, order=order, encode=encode, start=0, stop=1, world=3)
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_workers_change_nothing(store):
+    pairs = PairDataset(store, "train", input=INPUT, augment=Augment(), cache_mb=0)
+    order = BatchOrder(len(pairs), size=8, seed=0)
+    plain = list(BatchStream(pairs, order=order, encode=encode, start=1, stop=4))
+    worked = list(BatchStream(pairs, order=order, encode=encode, start=1, stop=4, workers=1))
+    for a, b in zip(plain, worked, strict=True):
+        assert torch.equal(a.images, b.images) and torch.equal(a.study, b.study)
+
+
+def test_too_small_a_batch_is_refused():
+    with pytest.raises(ConfigError, match="a batch of 1 out of 9 records"):
+        BatchOrder(9, size=1, seed=0)
+
+
+def test_in_order_reads_everything_once(store):
+    pairs = PairDataset(store, "train", input=INPUT)
+    studies = torch.cat([batch.study for batch in in_order(pairs, encode=encode, size=7)])
+    assert studies.tolist() == pairs.study.tolist()
