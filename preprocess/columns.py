@@ -115,7 +115,6 @@ _SPLITS = {
     "test": "test",
     "testing": "test",
 }
-_FILE = re.compile(r"[/\\]|\.(?:dcm|dicom|png|jpe?g|tiff?|bmp|webp|nii|gz)$", re.IGNORECASE)
 
 ROLES = (
     "accession",
@@ -179,12 +178,19 @@ class Columns:
             'FINDINGS: Clear.'
         """
         if len(self.text) == 1 and plain(self.text[0]) not in _SECTIONS:
-            return row[self.text[0]]
-        return "\n".join(f"{name.upper()}: {row[name]}" for name in self.text if row[name])
+            return _said(row[self.text[0]])
+        return "\n".join(
+            f"{name.replace('_', ' ').upper()}: {words}" for name in self.text if (words := _said(row[name]))
+        )
 
     def split_of(self, row: Mapping[str, str]) -> str | None:
         """Return ``train``, ``val`` or ``test`` where the table says so."""
         return _SPLITS.get(row[self.split].lower()) if self.split else None
+
+
+def _said(cell: str) -> str:
+    """Return a cell, or "" for what exports write into empty ones."""
+    return "" if cell.lower() in ("nan", "null", "<na>") else cell
 
 
 def guess_columns(frame: pd.DataFrame, *, columns: Overrides | None = None) -> Columns:
@@ -288,7 +294,7 @@ def _guess_labels(
         if name not in taken
         and not _NOT_LABELS.search(str(name).lower().replace("_", " "))
         and (cells := set(frame[name])) - {""}
-        and cells <= {"", "0", "1", "-1", "0.0", "1.0", "-1.0"}
+        and cells <= {"", "0", "1", "-1", "0.0", "1.0", "-1.0", "True", "False"}
     )
     if numeric:
         return numeric, "1, 0, -1 or blank"

@@ -17,7 +17,7 @@ __all__ = ["IMAGE_SUFFIXES", "TABLE_SUFFIXES", "SourceFile", "discover"]
 IMAGE_SUFFIXES = (".dcm", ".dicom", ".ima", ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 TABLE_SUFFIXES = (".csv", ".tsv", ".parquet", ".pq")
 
-Kind = Literal["dicom", "raster", "damaged", "table", "outside", "other"]
+Kind = Literal["dicom", "raster", "damaged", "table", "outside", "unreadable", "other"]
 
 
 @dataclass(frozen=True)
@@ -49,12 +49,16 @@ def discover(source: Path) -> list[SourceFile]:
 
 
 def _walk(folder: Path, source: Path, root: Path) -> Iterator[SourceFile]:
-    with os.scandir(folder) as entries:
-        listed = sorted(entries, key=lambda entry: entry.name)
-    if any(entry.name == "store.json" for entry in listed):
+    try:
+        with os.scandir(folder) as entries:
+            listed = sorted(entries, key=lambda entry: entry.name)
+    except OSError:
+        yield SourceFile(folder, folder.relative_to(source).as_posix(), "unreadable")
+        return
+    if {"store.json", "index.parquet"} <= {entry.name for entry in listed}:
         return
     for entry in listed:
-        if entry.name.startswith("."):
+        if entry.name.startswith(".") or entry.name == "__MACOSX":
             continue
         path = folder / entry.name
         relative = path.relative_to(source).as_posix()

@@ -77,8 +77,8 @@ def row_labels(
                 state = encoding.state(cell)
             except KeyError:
                 raise BadTable(
-                    f"column '{column}' has a cell of {len(cell)} characters at line {line} that is no label.",
-                    hint="Allowed are 1, 0, -1 and blank, or their words; name the label columns with columns=.",
+                    f"line {line} of column '{column}' is no label: a cell of {len(cell)} characters.",
+                    hint="Allowed are 1, 0, -1 and blank, or their words; name label columns with columns=.",
                 ) from None
             if state is not None:
                 row[name] = state
@@ -174,7 +174,7 @@ def read_boxes(path: str | Path) -> dict[str, tuple[Box, ...]]:
     four = next((names for names in (*_CORNERS, *_SIZES) if all(name in by_plain for name in names)), None)
     if label is None or four is None:
         raise BadTable(
-            f"the table {file_token(path)} lacks {'a label column' if label is None else 'four coordinate columns'}.",
+            f"the table {file_token(path)} lacks {'a label column' if label is None else 'coordinates'}.",
             hint="Allowed are a label and x0, y0, x1, y1 or x, y, width, height.",
         )
     found: dict[str, list[Box]] = {}

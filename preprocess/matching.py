@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import re
-from collections import defaultdict
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Generic, TypeVar
 
 from medvl.preprocess.columns import Columns, Overrides, guess_columns
-from medvl.preprocess.dicom import DicomHeader
-from medvl.preprocess.discovery import IMAGE_SUFFIXES, SourceFile
+from medvl.preprocess.discovery import IMAGE_SUFFIXES
+from medvl.preprocess.headers import FoundImage
 from medvl.preprocess.labels import row_labels
 from medvl.preprocess.tables import read_table
 
 from medvl.errors import BadTable, file_token
 from medvl.records import LabelState
+from medvl.specs import text_hash
 
-__all__ = ["ByKey", "FoundImage", "ReportTable", "Row", "path_parts"]
+__all__ = ["ByKey", "Match", "ReportTable", "Row", "path_parts"]
 
 T = TypeVar("T")
 
@@ -44,44 +45,54 @@ class _Names(Generic[T]):
             if parts and ".." not in parts:
                 self._by_stem[parts[0]].append((parts, PurePosixPath(name.replace("\\", "/")).suffix, value))
 
-    def find(self, relative: str) -> list[T]:
-        """Return the values whose name agrees best: most components, then the same suffix."""
+    def find(self, relative: str) -> tuple[tuple[int, bool], list[T]]:
+        """Return the values whose name agrees best, and how well: components in common, then the suffix."""
         parts, suffix = path_parts(relative), PurePosixPath(relative).suffix
-        if not parts:
-            return []
         scored = [
             ((min(len(own), len(parts)), own_suffix == suffix), value)
-            for own, own_suffix, value in self._by_stem.get(parts[0], ())
+            for own, own_suffix, value in self._by_stem.get(parts[0] if parts else "", ())
             if all(a == b for a, b in zip(own, parts, strict=False))
         ]
-        best = max((score for score, _ in scored), default=None)
-        return [value for score, value in scored if score == best]
-
-
-@dataclass
-class FoundImage:
-    """A file with its header, None where there is none."""
-
-    file: SourceFile
-    header: DicomHeader | None
-
-    def ids(self) -> dict[str, str]:
-        """Return the identifiers of the header by the role of their columns."""
-        header = self.header
-        if header is None:
-            return {}
-        return {"accession": header.accession, "study_uid": header.study_uid, "sop_uid": header.sop_uid}
+        best = max((score for score, _ in scored), default=(0, False))
+        return best, [value for score, value in scored if score == best]
 
 
 @dataclass
 class Row:
-    """A row of the report table; ``used`` when an image has taken it."""
+    """A row of the report table; ``used`` when an image has taken it; ``missing`` image names that none has."""
 
     line: int
     cells: dict[str, str]
     text: str
     labels: dict[str, LabelState]
     used: bool = False
+    missing: set[str] = field(default_factory=set)
+
+
+@dataclass
+class Match:
+    """What the table says of one image.
+
+    Attributes:
+        method: the kind of key under which rows were found, or ``none``.
+        rows: all of them; ``row`` is the one to take.
+        refusal: why none can be taken.
+    """
+
+    method: str = "none"
+    rows: list[Row] = field(default_factory=list)
+    score: tuple[int, bool] = (0, False)
+    refusal: str = ""
+
+    @property
+    def row(self) -> Row | None:
+        """The first row with a report, else the first row."""
+        return next((row for row in self.rows if row.text), self.rows[0] if self.rows else None)
+
+    @property
+    def line(self) -> int:
+        """The line of the first row, 0 without rows."""
+        return self.rows[0].line if self.rows else 0
 
 
 class ReportTable:
@@ -98,7 +109,9 @@ class ReportTable:
                 if row.cells[column]:
                     index[row.cells[column]].append(row)
             self.by[role] = index
-        self.names = _Names((name, row) for row in self.rows for name in self.image_names(row))
+        self.names = _Names((name, (row, name)) for row in self.rows for name in self.image_names(row))
+        for row in self.rows:
+            row.missing = set(self.image_names(row))
 
     @classmethod
     def read(cls, path: Path, columns: Overrides | None) -> ReportTable:
@@ -130,24 +143,61 @@ class ReportTable:
             return []
         return [part.strip() for part in re.split(r"[;|]", row.cells[self.columns.image]) if part.strip()]
 
-    def match(self, image: FoundImage) -> tuple[str, list[Row]]:
-        """Return the first kind of key under which rows are found, and these rows."""
+    def match_all(self, images: Sequence[FoundImage]) -> list[Match]:
+        """Give each image its rows; refuse what would be a guess.
+
+        ``conflicting_reports``: its rows hold different texts. ``ambiguous_file_name``: the row's file name
+        fits several images equally well; one that fits it less well than another has no row.
+        """
+        matches = [self._match(image) for image in images]
+        best: dict[int, tuple[int, bool]] = defaultdict(lambda: (0, False))
+        for match in (match for match in matches if match.method == "file"):
+            best[match.line] = max(best[match.line], match.score)
+        for match in matches:
+            if match.method == "file" and match.score < best[match.line]:
+                match.method, match.rows = "none", []
+        claims = Counter(match.line for match in matches if match.method == "file")
+        for match in matches:
+            for row in match.rows:
+                row.used = True
+            if len({text_hash(row.text) for row in match.rows if row.text}) > 1:
+                match.refusal = "conflicting_reports"
+            elif match.method == "file" and claims[match.line] > len(self.image_names(match.rows[0])):
+                match.refusal = "ambiguous_file_name"
+        return matches
+
+    def _match(self, image: FoundImage) -> Match:
         ids = image.ids()
-        named = self.names.find(image.file.relative)
-        exact = self.by["sop_uid"].get(ids.get("sop_uid", ""), []) or named
+        score, named = self.names.find(image.file.relative)
+        for row, name in named:
+            row.missing.discard(name)
+        by_name = [row for row, _ in named]
+        exact = self.by["sop_uid"].get(ids.get("sop_uid", ""), []) or by_name
         for method in ("accession", "study_uid", "sop_uid"):
             rows = self.by[method].get(ids.get(method, ""), [])
             rows = rows or self.by["study"].get(ids.get(method, ""), [])
             if rows:
                 own = [row for row in rows if any(row is other for other in exact)]
-                return method, own or rows
-        if named:
-            return "file", named
+                return Match(method, own or rows)
+        if by_name:
+            return Match("file", by_name, score)
         for part in reversed(PurePosixPath(image.file.relative).parts[:-1]):
             rows = self.by["study"].get(part) or self.by["study"].get(part[1:] if part[:1] == "s" else "")
             if rows:
-                return "folder", rows
-        return "none", []
+                return Match("folder", rows)
+        return Match()
+
+    def unused(self, source: Path) -> list[tuple[str, int]]:
+        """Return reason and line of each row, or image name in a row, that no image has."""
+        entries = []
+        for row in self.rows:
+            if row.used and self.columns.image and len(self.image_names(row)) > len(row.missing):
+                entries += [("named_image_missing", row.line)] * len(row.missing)
+            elif not row.used:
+                outside = any(_leaves(name, source) for name in self.image_names(row))
+                without = "report_without_image" if row.text else "row_without_image"
+                entries.append(("path_outside_source" if outside else without, row.line))
+        return entries
 
     def get(self, row: Row | None, role: str) -> str | None:
         """Return the cell of a role; None when there is no row, no column or no value."""
@@ -168,10 +218,13 @@ class ByKey(Generic[T]):
         """Return the keys that no image has asked for."""
         return self.table.keys() - self.used
 
-    def find(self, image: FoundImage, study: str) -> T | None:
-        """Return the value of the image, or of its study."""
-        ids = image.ids()
-        keys = [ids.get("sop_uid", ""), ids.get("accession", ""), ids.get("study_uid", ""), study]
-        keys = [key for key in keys if key in self.table] or self.names.find(image.file.relative)
+    def find(self, relative: str, ids: Iterable[str]) -> T | None:
+        """Return the value under one of the identifiers, else under the file name."""
+        keys = [key for key in ids if key in self.table] or self.names.find(relative)[1]
         self.used.update(keys)
         return self.table[keys[0]] if keys else None
+
+
+def _leaves(name: str, source: Path) -> bool:
+    path = Path(name)
+    return ".." in path_parts(name) or (path.is_absolute() and not path.is_relative_to(source.resolve()))

@@ -6,31 +6,26 @@ reason. Identifiers stay in memory; ``summary`` and ``lines`` hold counts alone.
 
 from __future__ import annotations
 
-import hashlib
-import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from medvl.preprocess.columns import ROLES, Columns, Overrides
-from medvl.preprocess.dicom import DicomHeader, read_header
+from medvl.preprocess.dicom import DicomHeader
 from medvl.preprocess.discovery import SourceFile, discover
+from medvl.preprocess.headers import FoundImage, Map, find_images
 from medvl.preprocess.labels import read_boxes, read_labels
-from medvl.preprocess.limits import DEFAULT_LIMITS
-from medvl.preprocess.matching import ByKey, FoundImage, ReportTable, Row, path_parts
-from medvl.preprocess.part10 import opened
+from medvl.preprocess.matching import ByKey, Match, ReportTable, Row
 
-from medvl.errors import BadTable, InputError, file_token
+from medvl.errors import BadTable, file_token
 from medvl.records import Box, LabelState
-from medvl.specs import text_hash
 
 __all__ = ["Item", "Pairing", "SourceFile", "Unpaired", "discover", "pair"]
 
-Headers = Callable[[Callable[[Path], DicomHeader | None], Iterable[Path]], Iterable[DicomHeader | None]]
-
+_NO_IMAGES = ("other", "outside", "unreadable")
 _TABLE_STEMS = ("reports", "report", "images", "metadata", "studies", "data")
 
 
@@ -120,8 +115,7 @@ def pair(
     columns: Overrides | None = None,
     labels: Path | None = None,
     boxes: Path | None = None,
-    images_without_report: Literal["keep", "skip"] = "keep",
-    map_headers: Headers = map,
+    map_headers: Map = map,
 ) -> Pairing:
     """Match the images below a folder with the rows of its tables.
 
@@ -137,7 +131,6 @@ def pair(
         columns: role to column name where the guess is wrong.
         labels: label table; ``labels.*`` or ``*_labels.*`` in the source if None.
         boxes: box table; ``boxes.*`` or ``*_boxes.*`` in the source if None.
-        images_without_report: ``"skip"`` lists them and makes no item.
         map_headers: a ``map``, for example of a process pool, over which headers are read.
 
     Raises:
@@ -146,24 +139,20 @@ def pair(
     """
     files = discover(source)
     table, labels, boxes = _find_tables(source, files, table, labels, boxes)
-    unpaired = [
-        Unpaired(f"{f.kind}_file", file_token(f.path)) for f in files if f.kind in ("other", "outside")
-    ]
-    images = _images(files, map_headers, unpaired)
+    images, left_out = find_images(files, map_headers=map_headers)
+    left_out += [(f"{file.kind}_file", file) for file in files if file.kind in _NO_IMAGES]
+    unpaired = [Unpaired(reason, file_token(file.path)) for reason, file in left_out]
     reports = ReportTable.read(table, columns) if table else ReportTable(Columns(), [])
-    matches = _match_all(reports, images, unpaired)
     by_labels = ByKey(read_labels(labels) if labels else {})
     by_boxes = ByKey(read_boxes(boxes) if boxes else {})
     found: list[tuple[Item, DicomHeader | None]] = []
-    for image, (method, row) in zip(images, matches, strict=True):
-        if method == "refused":
-            continue
-        item = _item(reports, by_labels, by_boxes, image, method, row)
-        if not item.report:
-            unpaired.append(Unpaired("image_without_report", file_token(item.path)))
-        if item.report or images_without_report == "keep":
-            found.append((item, image.header))
-    unpaired += _unused_rows(reports, source)
+    for image, match in zip(images, reports.match_all(images), strict=True):
+        if match.refusal:
+            unpaired.append(Unpaired(match.refusal, file_token(image.file.path), match.line))
+        else:
+            found.append((_item(reports, by_labels, by_boxes, image, match), image.header))
+    unpaired += [Unpaired("image_without_report", file_token(i.path)) for i, _ in found if not i.report]
+    unpaired += [Unpaired(reason, line=line) for reason, line in reports.unused(source)]
     unpaired += [Unpaired("labels_without_image")] * len(by_labels.unused())
     unpaired += [Unpaired("boxes_without_image")] * len(by_boxes.unused())
     items, notes = _patients(found, source)
@@ -176,23 +165,22 @@ def _item(
     labels: ByKey[dict[str, LabelState]],
     boxes: ByKey[tuple[Box, ...]],
     image: FoundImage,
-    method: str,
-    row: Row | None,
+    match: Match,
 ) -> Item:
-    study = _study(reports, row, image)
-    key = reports.get(row, "study") or study
-    header = image.header
+    row, header = match.row, image.header
+    stated = [reports.get(row, role) or "" for role in ("sop_uid", "accession", "study_uid", "study")]
+    keys = [*image.ids().values(), *stated]
     return Item(
         path=image.file.path,
         patient=reports.get(row, "patient") or "",
-        study=study,
+        study=_study(reports, row, image),
         report=row.text if row else "",
-        method=method,
+        method=match.method,
         view=reports.get(row, "view") or (header.view if header else None),
         laterality=reports.get(row, "laterality") or (header.laterality if header else None),
         split=reports.columns.split_of(row.cells) if row else None,
-        labels={**(row.labels if row else {}), **(labels.find(image, key) or {})},
-        boxes=boxes.find(image, key) or (),
+        labels={**(row.labels if row else {}), **(labels.find(image.file.relative, keys) or {})},
+        boxes=boxes.find(image.file.relative, keys) or (),
         modality=header.modality if header else "",
     )
 
@@ -230,107 +218,6 @@ def _find_tables(
     return table, labels, boxes
 
 
-def _read_header(path: Path) -> DicomHeader | None:
-    """Return the header, or None where reading the image will say what is wrong."""
-    try:
-        return read_header(path, lenient=True)
-    except InputError:
-        return None
-
-
-def _images(files: Sequence[SourceFile], map_headers: Headers, unpaired: list[Unpaired]) -> list[FoundImage]:
-    """Read the headers; leave out objects without pixels and files that claim one UID for different things."""
-    dicom = [file for file in files if file.kind == "dicom"]
-    headers = dict(zip(dicom, map_headers(_read_header, [file.path for file in dicom]), strict=True))
-    images = []
-    for file in files:
-        header = headers.get(file)
-        if header is not None and not header.rows and not header.has_pixels:
-            unpaired.append(Unpaired("no_image_object", file_token(file.path)))
-        elif file.kind in ("dicom", "raster", "damaged"):
-            images.append(FoundImage(file, header))
-    refused = _clashes(images, unpaired)
-    return [image for image in images if image.file not in refused]
-
-
-def _clashes(images: Sequence[FoundImage], unpaired: list[Unpaired]) -> set[SourceFile]:
-    refused: set[SourceFile] = set()
-    by_sop: dict[str, list[FoundImage]] = defaultdict(list)
-    by_study: dict[str, list[FoundImage]] = defaultdict(list)
-    for image in images:
-        if image.header is not None:
-            by_sop[image.header.sop_uid].append(image)
-            by_study[image.header.study_uid].append(image)
-    for uid, group in by_sop.items():
-        if uid and len(group) > 1:
-            same = len({_pixel_hash(image.file.path) for image in group}) == 1
-            for image in group[1:] if same else group:
-                refused.add(image.file)
-                reason = "duplicate_file" if same else "same_uid_different_pixels"
-                unpaired.append(Unpaired(reason, file_token(image.file.path)))
-    for uid, group in by_study.items():
-        people = {image.header.patient_id for image in group if image.header is not None} - {""}
-        if uid and len(people) > 1:
-            for image in group:
-                if image.file not in refused:
-                    refused.add(image.file)
-                    unpaired.append(Unpaired("one_study_of_two_patients", file_token(image.file.path)))
-    return refused
-
-
-def _pixel_hash(path: Path) -> str:
-    """Hash the pixel element as it lies in the file; a file that cannot be read equals no other."""
-    digest = hashlib.blake2b(digest_size=16)
-    try:
-        with opened(path, limits=DEFAULT_LIMITS, lenient=True) as part10:
-            part10.stream.seek(part10.pixel_start)
-            while block := part10.stream.read(1 << 20):
-                digest.update(block)
-    except InputError:
-        digest.update(os.fsencode(path))
-    return digest.hexdigest()
-
-
-def _match_all(
-    reports: ReportTable, images: Sequence[FoundImage], unpaired: list[Unpaired]
-) -> list[tuple[str, Row | None]]:
-    """Give each image its row; refuse what would be a guess."""
-    found = [reports.match(image) for image in images]
-    named: Counter[int] = Counter(id(rows[0]) for method, rows in found if method == "file")
-    result: list[tuple[str, Row | None]] = []
-    for image, (method, rows) in zip(images, found, strict=True):
-        for row in rows:
-            row.used = True
-        texts = {text_hash(row.text): row for row in reversed(rows) if row.text}
-        refusal = ""
-        if len(texts) > 1:
-            refusal = "conflicting_reports"
-        elif method == "file" and named[id(rows[0])] > len(reports.image_names(rows[0])):
-            refusal = "ambiguous_file_name"
-        if refusal:
-            unpaired.append(Unpaired(refusal, file_token(image.file.path), rows[0].line))
-            result.append(("refused", None))
-        else:
-            result.append((method, next(iter(texts.values()), rows[0] if rows else None)))
-    return result
-
-
-def _unused_rows(reports: ReportTable, source: Path) -> list[Unpaired]:
-    entries = []
-    for row in (row for row in reports.rows if not row.used):
-        names = reports.image_names(row)
-        outside = any(".." in path_parts(name) or _leaves(name, source) for name in names)
-        reason = (
-            "path_outside_source" if outside else "report_without_image" if row.text else "row_without_image"
-        )
-        entries.append(Unpaired(reason, line=row.line))
-    return entries
-
-
-def _leaves(name: str, source: Path) -> bool:
-    return Path(name).is_absolute() and not Path(name).is_relative_to(source.resolve())
-
-
 def _study(reports: ReportTable, row: Row | None, image: FoundImage) -> str:
     if image.header is not None and (image.header.study_uid or image.header.accession):
         return image.header.study_uid or image.header.accession
@@ -340,9 +227,11 @@ def _study(reports: ReportTable, row: Row | None, image: FoundImage) -> str:
                 return value
         if len(reports.image_names(row)) > 1:
             return f"row {row.line}"
-    return image.file.relative
+    folder, _, _ = image.file.relative.rpartition("/")
+    return folder if _STUDY_FOLDER.fullmatch(folder.rpartition("/")[2]) else image.file.relative
 
 
+_STUDY_FOLDER = re.compile(r"(?:study|s)[-_]?\d+", re.IGNORECASE)
 _PATIENT_FOLDER = re.compile(r"(?:patient|subject|sub|pat|p)[-_]?\d+", re.IGNORECASE)
 
 
@@ -357,9 +246,7 @@ def _patients(found: Sequence[tuple[Item, DicomHeader | None]], source: Path) ->
     for item, header in found:
         patient = item.patient
         own = header.patient_id if header is not None else ""
-        if (
-            not patient and own and len(told.get(own, ())) <= 1
-        ):  # an id of several table patients names nobody
+        if not patient and own and len(told.get(own, ())) <= 1:  # "ANONYMOUS" is many, so it is nobody
             patient = next(iter(told.get(own, ())), own)
         patient = patient or _patient_folder(item.path.relative_to(source))
         unknown += not patient

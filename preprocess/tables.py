@@ -106,7 +106,7 @@ def _decode(path: Path) -> str:
         except UnicodeDecodeError:
             continue
     raise BadTable(
-        f"the table {file_token(path)} is text in an unknown encoding; allowed are UTF-8, UTF-16 and Windows-1252.",
+        f"the table {file_token(path)} is neither UTF-8, UTF-16 nor Windows-1252 text.",
         hint="Export it as UTF-8.",
     )
 
