@@ -127,34 +127,30 @@ def read_dicom(
         chosen = _frame(layout, frame)
         pixels, photometric = decode(part10, layout, frame=chosen)
         dataset, notes = part10.dataset, part10.notes
-        if photometric not in MONOCHROME:
-            return Image(
-                _colour(pixels, photometric, dataset, layout),
-                Unit.RGB8,
-                Photometric.RGB,
-                view=_view(dataset),
-                laterality=_laterality(dataset),
-                bits_stored=8,
-                notes=part10.remarks,
-            )
         sources = _sources(dataset, chosen)
-        little = part10.little_endian
         spacing, measured = _spacing(sources)
+        about = {
+            "affine_ras": _affine(sources, spacing),
+            "spacing_mm": spacing,
+            "spacing_frame": measured,
+            "view": _view(dataset),
+            "laterality": _laterality(dataset),
+        }
+        if photometric not in MONOCHROME:
+            colour = _colour(pixels, photometric, dataset, layout)
+            return Image(colour, Unit.RGB8, Photometric.RGB, bits_stored=8, notes=part10.remarks, **about)
+        little = part10.little_endian
         _note_polarity(dataset, photometric, notes)
         return Image(
             grey.modality_values(pixels, sources, little_endian=little, bits=layout.bits_stored)[None],
             grey.unit(sources),
             Photometric(photometric),
-            affine_ras=_affine(sources, spacing),
-            spacing_mm=spacing,
-            spacing_frame=measured,
             windows=grey.windows(sources, notes),
             voi_lut=grey.voi_lut(sources, little_endian=little),
-            view=_view(dataset),
-            laterality=_laterality(dataset),
             bits_stored=layout.bits_stored,
             padding=grey.padding_range(sources, signed=layout.signed, notes=notes),
             notes=part10.remarks,
+            **about,
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import math
 import os
 import warnings
@@ -18,6 +19,7 @@ from pydicom.dataelem import DataElement, RawDataElement
 from pydicom.dataset import Dataset
 from pydicom.filereader import read_dataset
 from pydicom.uid import UID
+from pydicom.valuerep import EXPLICIT_VR_LENGTH_32
 
 from medvl.errors import BadElement, IncompleteDicom, InputError, MedvlError, NestingLimit, NotDicom
 from medvl.preprocess.limits import Limits, check_bytes, inflate
@@ -39,7 +41,6 @@ IMPLICIT_LITTLE = "1.2.840.10008.1.2"
 EXPLICIT_LITTLE = "1.2.840.10008.1.2.1"
 EXPLICIT_BIG = "1.2.840.10008.1.2.2"
 PIXEL_TAGS = {0x7FE00010: "PixelData", 0x7FE00008: "FloatPixelData", 0x7FE00009: "DoubleFloatPixelData"}
-LONG_VR = {"OB", "OD", "OF", "OL", "OV", "OW", "SQ", "SV", "UC", "UN", "UR", "UT", "UV"}
 UNDEFINED = 0xFFFFFFFF
 ITEM_BYTES = 16
 """The least that one level of nesting takes: the header of a sequence and that of its item."""
@@ -91,8 +92,7 @@ def opened(path: Path, *, limits: Limits, lenient: bool = False) -> Iterator[Par
         IncompleteDicom: the file ends before a data set begins.
         InputError: the data set cannot be parsed.
     """
-    with warnings.catch_warnings(record=True) as caught, pydicom.config.disable_value_validation():
-        warnings.simplefilter("always")
+    with _quiet_pydicom() as caught:
         try:
             with path.open("rb") as stream:
                 check_bytes(os.fstat(stream.fileno()).st_size, limits=limits)
@@ -109,6 +109,20 @@ def opened(path: Path, *, limits: Limits, lenient: bool = False) -> Iterator[Par
             ) from error
         except Exception as error:  # a parser met with hostile bytes raises nearly anything
             raise InputError(f"the data set cannot be parsed ({type(error).__name__}).") from error
+
+
+@contextmanager
+def _quiet_pydicom() -> Iterator[list[warnings.WarningMessage]]:
+    """Keep pydicom's warnings and log records, which quote values of the header, from going anywhere."""
+    log = logging.getLogger("pydicom")
+    propagated = log.propagate
+    log.propagate = False
+    try:
+        with warnings.catch_warnings(record=True) as caught, pydicom.config.disable_value_validation():
+            warnings.simplefilter("always")
+            yield caught
+    finally:
+        log.propagate = propagated
 
 
 def _parse(stream: io.BufferedIOBase, *, limits: Limits, lenient: bool) -> Part10:
@@ -154,7 +168,7 @@ def _parse(stream: io.BufferedIOBase, *, limits: Limits, lenient: bool) -> Part1
         part10.pixel_keyword = PIXEL_TAGS[found["tag"]]
         part10.pixel_vr = found["vr"]
         part10.pixel_length = found["length"]
-        part10.pixel_start = stream.tell() + (12 if found["vr"] in LONG_VR else 8)
+        part10.pixel_start = stream.tell() + (12 if found["vr"] in EXPLICIT_VR_LENGTH_32 else 8)
     return part10
 
 

@@ -35,10 +35,10 @@ def read_raster(path: Path, *, limits: Limits = DEFAULT_LIMITS, frame: int | Non
         MultiFrame: several pages, and none was chosen.
         BadImage: the file is damaged, or of another kind.
     """
-    check_bytes(path.stat().st_size, limits=limits)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow only warns of bombs; the limit decides
         try:
+            check_bytes(path.stat().st_size, limits=limits)
             with Pillow.open(io.BytesIO(path.read_bytes()), formats=FORMATS) as picture:
                 check_pixels(picture.height, picture.width, samples=len(picture.getbands()), limits=limits)
                 _seek(picture, frame)

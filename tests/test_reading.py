@@ -120,6 +120,40 @@ def test_colour_becomes_rgb(name, place, rgb):
     assert tuple(int(v) for v in image.array[:, *place]) == rgb
 
 
+def colour_fixtures() -> list[Path]:
+    """Single-frame colour fixtures that pydicom itself decodes."""
+    found = []
+    for path in FIXTURES:
+        dataset = quiet(path)
+        if (
+            "PixelData" in dataset
+            and dataset.get("SamplesPerPixel") == 3
+            and dataset.get("NumberOfFrames", 1) == 1
+        ):
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    found += [path] if dataset.pixel_array.ndim == 3 else []
+            except (AttributeError, ValueError, RuntimeError, TypeError, NotImplementedError):
+                continue
+    return found
+
+
+COLOUR = colour_fixtures()
+
+
+@pytest.mark.parametrize("path", COLOUR, ids=lambda p: p.name)
+def test_colour_is_that_of_pydicom(path):
+    dataset = quiet(path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        expected = dataset.pixel_array >> (dataset.BitsStored - 8)
+    got = read_image(path, lenient=True).array
+    assert got.dtype == np.uint8
+    # two inverse cosine transforms may differ by 1 a channel, and by twice that after YBR → RGB
+    assert np.abs(np.moveaxis(got, 0, -1).astype(int) - expected).max() <= 3
+
+
 def test_palette_is_looked_up():
     path = golden("examples_palette.dcm")
     image = read_image(path)
@@ -246,7 +280,7 @@ def test_modality_values_are_those_of_pydicom(path):
 
 
 def test_the_oracle_sees_many_files():
-    assert len(GREY) >= 55
+    assert len(GREY) >= 55 and len(COLOUR) >= 20
 
 
 # --- header, view, laterality ---
@@ -559,6 +593,21 @@ def test_shared_radiograph_lossless_and_lossy(shared_data):
     assert np.abs(lossless - lossy).mean() < 1.0
     corner, middle = lossless[:20, :20].mean(), lossless[150:350, 150:330].mean()
     assert corner != pytest.approx(middle, abs=5)
+
+
+@pytest.mark.parametrize("keyword, bits", [("FloatPixelData", 32), ("DoubleFloatPixelData", 64)])
+def test_float_pixels(tmp_path, keyword, bits):
+    values = np.linspace(-2, 3, 64 * 64).reshape(64, 64).astype(f"<f{bits // 8}")
+    dataset = pydicom.dcmread(golden("test_files/MR_small.dcm"))
+    for name in ("PixelData", "BitsStored", "HighBit", "PixelRepresentation", "PixelPaddingValue"):
+        if name in dataset:
+            del dataset[name]
+    dataset.BitsAllocated = bits
+    setattr(dataset, keyword, values.tobytes())
+    dataset.save_as(tmp_path / "a.dcm")
+    image = read_image(tmp_path / "a.dcm")
+    assert image.array.dtype == np.float32
+    np.testing.assert_allclose(image.array[0], values, rtol=1e-6)
 
 
 def test_limits_are_values():

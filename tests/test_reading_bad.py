@@ -245,6 +245,17 @@ def test_inflate_is_zlib(data):
     assert bytes(inflate(io.BufferedReader(io.BytesIO(packed)), limits=Limits())) == data
 
 
+def test_a_deflated_file_cut_short(tmp_path):
+    dataset = pydicom.dcmread(MR)
+    dataset.file_meta.TransferSyntaxUID = DEFLATED.decode()
+    dataset.save_as(tmp_path / "a.dcm")
+    content = (tmp_path / "a.dcm").read_bytes()
+    for part in (0.3, 0.6, 0.95):
+        (tmp_path / "b.dcm").write_bytes(content[: int(len(content) * part)])
+        with pytest.raises((IncompleteDicom, TruncatedPixels)):
+            read_image(tmp_path / "b.dcm")
+
+
 # --- row 8: nesting ---
 
 
@@ -364,6 +375,14 @@ def test_stderr_comes_back_after_a_codec(capfd):
         assert said.read() == b"from native code"
     os.write(2, b"after")
     assert capfd.readouterr().err == "after"
+
+
+def test_decoding_with_a_closed_stderr():
+    code = "import sys; from pathlib import Path; from medvl.preprocess.reading import read_image as r;"
+    code += "print(r(Path(sys.argv[1])).array.shape)"
+    command = f'exec "{sys.executable}" -c "{code}" "{J2K}" 2>&-'
+    run = subprocess.run(["/bin/sh", "-c", command], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "(1, 64, 64)"
 
 
 def test_12_bit_jpeg_names_the_opt_in_package():
@@ -492,6 +511,20 @@ def test_character_sets_that_lie_never_crash(tmp_path, declared):
     if declared in ("ISO_IR 192", "NO SUCH SET"):
         assert any("character set not as declared" in note for note in header.notes)
     assert read_image(path).array.shape == (1, 64, 64)
+
+
+def test_nothing_of_the_header_is_logged_or_warned(tmp_path, caplog, recwarn):
+    path = changed(tmp_path / "a.dcm", PatientID="XXXXXX", StudyInstanceUID="SECRET", Modality="SECRET")
+    path.write_bytes(path.read_bytes().replace(b"XXXXXX", b"S\xffCRET"))
+    caplog.set_level("DEBUG")
+    read_header(path)
+    read_image(path)
+    path = changed(tmp_path / "b.dcm", WindowCenter="123456", WindowWidth="1")
+    path.write_bytes(path.read_bytes().replace(b"123456", b"SECRET"))
+    with pytest.raises(BadElement, match="WindowCenter holds a value that") as caught:
+        read_image(path)
+    assert "SECRET" not in f"{caught.value}{caplog.text}{[str(w.message) for w in recwarn]}"
+    assert not caplog.records and not list(recwarn)
 
 
 # --- bytes at random ---
