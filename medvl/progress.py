@@ -6,11 +6,12 @@ import contextlib
 import sys
 from collections.abc import Iterator
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 __all__ = ["Bar", "Progress", "silent"]
 
 
+@runtime_checkable
 class Progress(Protocol):
     """Called as work goes on; ``message`` names the step, and a new message starts a new bar."""
 
