@@ -59,7 +59,7 @@ class _Names(Generic[T]):
 
 @dataclass
 class Row:
-    """A row of the report table; ``used`` when an image has taken it; ``missing`` image names that none has."""
+    """A row of the report table; ``used`` once an image has it; ``missing`` are names that no image has."""
 
     line: int
     cells: dict[str, str]

@@ -74,8 +74,8 @@ def _read_delimited(path: Path) -> pd.DataFrame:
     line = 1
     try:
         for row in reader:
-            if not header and any(cell.strip() for cell in row):
-                header = _header(row, path)
+            if not header:
+                header = _header(row, path) if any(cell.strip() for cell in row) else []
             elif row and len(row) != len(header):
                 raise BadTable(
                     f"line {line} of {file_token(path)} has {len(row)} fields; the header has {len(header)}.",
