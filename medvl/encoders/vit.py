@@ -53,14 +53,14 @@ class VitTower(ImageTower):
         grid = (height // self.patch_px, width // self.patch_px)
         embedding = self.net.patch_embedding
         tokens = embedding.patch_embeddings(images).flatten(2).transpose(1, 2) + self._positions(grid)
-        tokens = torch.cat([self.net.cls_token.expand(len(tokens), -1, -1), embedding.dropout(tokens)], 1)
+        tokens = torch.cat([self.net.cls_token.expand(tokens.shape[0], -1, -1), embedding.dropout(tokens)], 1)
         for block in self.net.blocks:
-            tokens = block(tokens)
+            entering, tokens = tokens, block(tokens)
         tokens = self.net.norm(tokens)
         regions, mask = tokens[:, 1:], cover(image_mask, grid)
         if self.pooling == "mean":
             return ImageFeatures(masked_mean(regions, mask), regions, grid, mask)
-        return ImageFeatures(tokens[:, 0], regions, grid, mask, self._attention(mask))
+        return ImageFeatures(tokens[:, 0], regions, grid, mask, self._attention(entering, mask))
 
     def _positions(self, grid: tuple[int, int]) -> Float[Tensor, "1 patches width"]:
         positions = self.net.patch_embedding.position_embeddings
@@ -69,10 +69,17 @@ class VitTower(ImageTower):
         picture = positions.transpose(1, 2).unflatten(2, self.grid)
         return F.interpolate(picture, grid, mode="bicubic", align_corners=False).flatten(2).transpose(1, 2)
 
-    def _attention(self, mask: Bool[Tensor, "batch patches"]) -> Float[Tensor, "batch patches"]:
-        attention = self.net.blocks[-1].attn
-        weights = attention.att_mat[:, :, 0, 1:].mean(1) * mask
-        attention.att_mat = torch.Tensor()  # it is the largest tensor of the pass: let it go
+    @torch.no_grad()
+    def _attention(
+        self, tokens: Float[Tensor, "batch tokens width"], mask: Bool[Tensor, "batch patches"]
+    ) -> Float[Tensor, "batch patches"]:
+        """Compute [CLS]'s row of the last attention again; the block stays fused and keeps no matrix."""
+        block = self.net.blocks[-1]
+        query, key, _ = (
+            block.attn.qkv(block.norm1(tokens)).unflatten(2, (3, block.attn.num_heads, -1)).unbind(2)
+        )
+        row = torch.einsum("bhd,bthd->bht", query[:, 0], key) * block.attn.scale
+        weights = row.float().softmax(2).mean(1)[:, 1:] * mask
         return weights / weights.sum(1, keepdim=True).clamp(min=torch.finfo(weights.dtype).tiny)
 
 
@@ -129,9 +136,6 @@ def vit(
         # MONAI's fused attention drops out in eval mode too, so it is only for nets without dropout.
         block.attn.use_flash_attention = dropout == 0
         del block.norm_cross_attn  # never used, and a parameter without a gradient stops distributed training
-    last = net.blocks[-1].attn
-    last.save_attn = pooling == "cls"
-    last.use_flash_attention = last.use_flash_attention and not last.save_attn
     options = {
         "channels": channels,
         "size_px": list(size_px),
