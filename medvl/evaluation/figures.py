@@ -35,6 +35,7 @@ _STYLE = {
     "font.sans-serif": ["DejaVu Sans"],
     "font.size": 9,
     "svg.fonttype": "none",
+    "svg.hashsalt": "medvl",
     "text.color": _INK,
     "axes.labelcolor": _SOFT,
     "axes.edgecolor": _LINE,
@@ -57,13 +58,16 @@ def recall_figure(numbers: Mapping[str, Any]) -> Figure:
     """Draw R@1, R@5 and R@10 of both directions with intervals, between chance and ceiling."""
     modes = [mode for mode in MODE_NAMES if f"retrieval/image_to_text/{mode}/R@1/model" in numbers]
     with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(3.1 * len(modes) + 0.3, 3.0), layout="constrained")
+        figure = Figure(figsize=(3.1 * len(modes) + 0.3, 3.3), layout="constrained")
         panels = figure.subplots(1, len(modes), sharey=True, squeeze=False)[0]
         for axes, mode in zip(panels, modes, strict=True):
             _recall_panel(axes, numbers, mode)
             axes.set_title(f"right = {MODE_NAMES[mode]}")
         panels[0].set_ylabel("recall")
-        panels[-1].legend(loc="upper left", fontsize=8, handletextpad=0.5, borderaxespad=0.2)
+        handles, names = panels[0].get_legend_handles_labels()
+        order = sorted(range(len(names)), key=lambda i: "→" not in names[i])  # the model's rows first
+        handles, names = [handles[i] for i in order], [names[i] for i in order]
+        figure.legend(handles, names, loc="outside lower center", ncols=len(names), handletextpad=0.5)
     return figure
 
 
@@ -107,10 +111,10 @@ def roc_figure(
     numbers: Mapping[str, Any],
 ) -> Figure:
     """Draw one ROC curve a finding, its AUROC and interval above it."""
-    columns = min(4, max(1, len(curves)))
+    columns = min(len(curves), 3 if len(curves) in (3, 5, 6, 9) else 4)
     rows = -(-len(curves) // columns)
     with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(2.45 * columns, 2.6 * rows), layout="constrained")
+        figure = Figure(figsize=(9.6, 9.6 / columns * rows), layout="constrained")
         panels = figure.subplots(rows, columns, squeeze=False)
         for axes in panels.flat[len(curves) :]:
             axes.set_axis_off()
@@ -121,7 +125,7 @@ def roc_figure(
             axes.plot(alarms, hits, color=IMAGE, linewidth=1.8)
             axes.set_title(finding.replace("_", " "))
             interval = "" if area.get("low") is None else f"\n{area['low']:.2f}–{area['high']:.2f}"
-            axes.text(0.97, 0.05, f"{area['value']:.2f}{interval}", ha="right", va="bottom", fontsize=9)
+            axes.text(0.97, 0.05, f"{area['value']:.2f}{interval}", ha="right", va="bottom", fontsize=11)
             axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal", xticks=(0, 1), yticks=(0, 1))
             axes.tick_params(length=0)
         figure.supxlabel("false positive rate", fontsize=9, color=_SOFT)
@@ -151,10 +155,9 @@ def embedding_map(
     films, reports = plane[: len(images)], plane[len(images) :]
     common = sorted(set(groups), key=lambda name: (-list(groups).count(name), name))[: len(FINDING_COLOURS)]
     with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(7.4, 4.6), layout="constrained")
+        figure = Figure(figsize=(8.4, 4.4), layout="constrained")
         axes = figure.subplots()
         axes.set_axis_off()
-        axes.set_aspect("equal", adjustable="datalim")
         lines = np.stack([films, reports], axis=1)
         for line in lines:
             axes.plot(line[:, 0], line[:, 1], color=_SOFT, linewidth=0.4, alpha=0.35, zorder=1)
@@ -168,7 +171,8 @@ def embedding_map(
             axes.scatter(
                 *reports[chosen].T, s=20, facecolor="none", edgecolor=colour, linewidth=1.1, zorder=2
             )
-        axes.scatter([], [], s=20, facecolor="none", edgecolor=_SOFT, label="○ report, ● film")
+        axes.scatter([], [], s=20, color=_SOFT, label="filled: film")
+        axes.scatter([], [], s=20, facecolor="none", edgecolor=_SOFT, label="hollow: report")
         axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8.5, labelspacing=0.7)
     return figure
 

@@ -133,7 +133,22 @@ def _group(record: Record) -> str:
     present = sorted(name for name, state in record.labels.items() if state == "present")
     if not record.labels:
         return "unlabelled"
-    return "none" if not present else present[0].replace("_", " ") if len(present) == 1 else "several"
+    if len(present) > 1:
+        return "several"
+    return present[0].replace("_", " ") if present else "no finding"
+
+
+def _findings(record: Record) -> str:
+    present = sorted(name for name, state in record.labels.items() if state == "present")
+    return ", ".join(present).replace("_", " ") if present else _group(record)
+
+
+def _spread(labels: np.ndarray, random: np.random.Generator, count: int) -> list[int]:
+    """Draw rows at random, first one of each label, then any."""
+    rows = random.permutation(len(labels)).tolist()
+    first = {int(labels[row]): row for row in reversed(rows)}
+    ordered = sorted(first.values(), key=rows.index)
+    return [*ordered, *(row for row in rows if row not in set(ordered))][:count]
 
 
 def _tiles(numbers: Mapping[str, Any]) -> list[dict[str, str]]:
@@ -196,7 +211,7 @@ def _gallery(results: Results, random: np.random.Generator) -> dict[str, list[di
     retrieved, cases = results.retrieved, results.cases
     told = cases.with_text
     by_text, by_image = [], []
-    for column in random.permutation(len(cases.texts))[:_QUERIES].tolist():
+    for column in _spread(retrieved.texts.label, random, _QUERIES):
         scores = retrieved.scores[:, column]
         by_text.append(
             {
@@ -206,19 +221,19 @@ def _gallery(results: Results, random: np.random.Generator) -> dict[str, list[di
                         "picture": film_picture(results.store.pixels(cases.images[told[row]]), side_px=240),
                         "score": f"{scores[row]:.3f}",
                         "right": _right(results, row, column),
-                        "group": _group(cases.images[told[row]]),
+                        "group": _findings(cases.images[told[row]]),
                     }
                     for row in _top(scores)
                 ],
                 "rank": _rank(scores, retrieved.images.study == retrieved.texts.study[column]),
             }
         )
-    for row in random.permutation(len(told))[:_QUERIES].tolist():
+    for row in _spread(retrieved.images.label, random, _QUERIES):
         scores = retrieved.scores[row]
         by_image.append(
             {
                 "picture": film_picture(results.store.pixels(cases.images[told[row]]), side_px=300),
-                "group": _group(cases.images[told[row]]),
+                "group": _findings(cases.images[told[row]]),
                 "hits": [
                     {
                         "words": cases.texts[column].words,
@@ -267,6 +282,10 @@ def _map(results: Results, item: Grounding) -> dict[str, Any]:
     film = results.store.pixels(record)
     height, width = film.shape
     heat = heat_map(item.cells, input=results.input, shape=(height, width))
+    scale, top, left = results.input.placement(film.shape)
+    row, column = np.unravel_index(np.nanargmax(item.cells), item.cells.shape)
+    x = (column + 0.5) / item.cells.shape[1] * results.input.size_px[1]
+    y = (row + 0.5) / item.cells.shape[0] * results.input.size_px[0]
     boxes: Sequence[dict[str, float]] = [
         {
             "left": 100 * box.x0 / width,
@@ -281,6 +300,11 @@ def _map(results: Results, item: Grounding) -> dict[str, Any]:
         "film": film_picture(film),
         "heat": heat_picture(film, heat),
         "boxes": boxes,
+        "hottest": (_inside((x - left) / scale / width), _inside((y - top) / scale / height)),
         "hit": item.hit == 1,
-        "ratio": width / height,
     }
+
+
+def _inside(share: float) -> float:
+    """Return percent; the centre of a cell at the edge of the film can lie just outside it."""
+    return 100 * min(max(share, 0.02), 0.98)

@@ -59,11 +59,7 @@ def image_vectors(loaded: LoadedModel, films: Sequence[UInt8[np.ndarray, "_ _"]]
     """
     if not films:
         raise UsageError("there are 0 films to embed; at least 1 is needed.")
-    pairs = [loaded.input.apply(film) for film in films]
-    device = next(loaded.model.parameters()).device
-    images = torch.from_numpy(np.stack([image for image, _ in pairs])).to(device)
-    masks = torch.from_numpy(np.stack([mask for _, mask in pairs])).to(device)
-    features = loaded.model.encode_image(images, masks)
+    features = loaded.model.encode_image(*loaded.image_tensors(films))
     return ImageVectors(
         features.pooled.float().cpu().numpy(),
         features.regions.float().cpu().numpy(),
@@ -85,11 +81,7 @@ def phrase_vector(loaded: LoadedModel, sentences: Sequence[str]) -> Float[np.nda
     """
     if not sentences:
         raise UsageError("there are 0 sentences to look for; at least 1 is needed.")
-    device = next(loaded.model.parameters()).device
-    tokens, mask = loaded.tokeniser.encode([[sentence] for sentence in sentences])
-    features = loaded.model.encode_text(
-        torch.from_numpy(tokens).to(device), torch.from_numpy(mask).to(device)
-    )
+    features = loaded.model.encode_text(*loaded.text_tensors([[sentence] for sentence in sentences]))
     vectors = features.sentences[:, 0] if loaded.model.local else features.pooled
     return prompt_vector(vectors.float().cpu().numpy())
 
