@@ -91,10 +91,10 @@ def write_phantoms(
 ) -> PhantomSummary:
     """Write ``n`` synthetic chest studies with known truth.
 
-    ``out`` receives ``dicom/**.dcm``, ``reports.csv``, ``labels.csv``, ``boxes.csv``, ``truth.csv`` (one row a finding
-    on one image, one for an image without any), ``sentences.csv`` (what each sentence says and whether an
-    image can show it) and ``phantom.json``. The same arguments give the same bytes for any number of
-    workers. A folder that is complete is not written again; an interrupted one is.
+    ``out`` receives ``dicom/**.dcm``, ``reports.csv``, ``labels.csv``, ``boxes.csv``, ``truth.csv`` (one row
+    for each finding on each image, one for an image without any), ``sentences.csv`` (what each sentence
+    says and whether an image can show it) and ``phantom.json``. The same arguments give the same bytes for
+    any number of workers. A complete folder is not written again; an interrupted one is.
 
     Args:
         out: the folder to write; new, empty, or begun with the same arguments.
@@ -184,8 +184,9 @@ def _begin(out: Path, asked: dict[str, object]) -> PhantomSummary | None:
     if card.is_file():
         known = json.loads(card.read_text("utf-8"))
         if {key: known.get(key) for key in asked} != asked:
+            held = f"seed {known.get('seed')}, level {known.get('level')}, {known.get('studies')} studies"
             raise UsageError(
-                f"the folder holds another phantom set (seed {known.get('seed')}, level {known.get('level')}).",
+                f"the folder holds another phantom set ({held}).",
                 hint="Give a new folder, or delete that one.",
             )
         if known.pop("complete"):

@@ -57,11 +57,18 @@ class _Painter:
 
     def paint(self, finding: Finding, side: int) -> Box | None:
         """Draw ``finding`` on one side and return its box, or None where this view cannot show it."""
-        if self.lateral and (finding.kind == "pneumothorax" or side < 0 and finding.side == "bilateral"):
+        if self.lateral and (finding.kind == "pneumothorax" or (side < 0 and finding.side == "bilateral")):
             return None
         rng = np.random.default_rng([finding.grain, side + 1, int(self.lateral)])
         strength = self.contrast * _STRENGTH[finding.severity]
-        draw = getattr(self, f"_{finding.kind}")
+        draw = {
+            "nodule": self._nodule,
+            "consolidation": self._consolidation,
+            "pleural_effusion": self._pleural_effusion,
+            "pneumothorax": self._pneumothorax,
+            "cardiomegaly": self._cardiomegaly,
+            "interstitial_edema": self._interstitial_edema,
+        }[finding.kind]
         return draw(finding, side, strength, rng)
 
     def _place(self, finding: Finding, side: int) -> tuple[float, float]:
@@ -92,7 +99,7 @@ class _Painter:
     def _local(self, x: float, y: float, half_x: float, half_y: float) -> tuple[slice, slice, Plane, Plane]:
         rows, columns = self.frame.patch(x, y, half_x, half_y)
         grid_x, grid_y = self.frame.grid
-        return rows, columns, grid_x[rows, columns], grid_y[rows, columns]
+        return rows, columns, grid_x[:, columns], grid_y[rows]
 
     def _nodule(self, finding: Finding, side: int, strength: float, rng: np.random.Generator) -> Box | None:
         x, y = self._place(finding, side)
@@ -106,7 +113,7 @@ class _Painter:
         self, finding: Finding, side: int, strength: float, rng: np.random.Generator
     ) -> Box | None:
         x, y = self._place(finding, side)
-        extent = {"small": 24.0, "medium": 31.0, "large": 40.0}[finding.size]
+        extent = {"small": 27.0, "medium": 36.0, "large": 46.0}[finding.size]
         high = extent * float(rng.uniform(0.75, 1.0))
         rows, columns, grid_x, grid_y = self._local(x, y, extent * 1.2, high * 1.2)
         squared = ((grid_x - x) / extent) ** 2 + ((grid_y - y) / high) ** 2
@@ -119,7 +126,7 @@ class _Painter:
         self, finding: Finding, side: int, strength: float, rng: np.random.Generator
     ) -> Box | None:
         body = self.body
-        rise = {"small": 34.0, "medium": 52.0, "large": 78.0}[finding.size]
+        rise = {"small": 54.0, "medium": 74.0, "large": 104.0}[finding.size]
         dome = body.dome_left if side > 0 else body.dome_right
         if self.lateral:
             centre, half = 52.0, 48.0
@@ -130,14 +137,14 @@ class _Painter:
         outward = (x - centre) * ((1 if self.lateral else side) / half)
         surface = level + 16 - 26 * np.clip(outward, -1, 1) * np.abs(np.clip(outward, -1, 1))
         fluid = ramp(y - surface, 12) * ramp(1.02 - np.abs(outward), 0.12) * self.chest.air[rows, columns]
-        amount = (0.20 + 0.10 * min(strength, 1.4)) * min(1.0, 0.35 + 0.75 * self.contrast)
+        amount = 0.34 * min(1.0, 0.3 + 0.6 * strength)
         return self._add(rows, columns, fluid * amount, finding.kind)
 
     def _pneumothorax(
         self, finding: Finding, side: int, strength: float, rng: np.random.Generator
     ) -> Box | None:
         body = self.body
-        gap = {"small": 0.17, "medium": 0.26, "large": 0.38}[finding.size]
+        gap = {"small": 0.22, "medium": 0.32, "large": 0.44}[finding.size]
         centre, top = side * body.lung_x, body.lung_y - body.lung_half_height
         high = body.lung_half_height * (0.42 + gap)
         rows, columns, x, y = self._local(centre, top + high / 2, body.lung_half_width + 4, high / 2 + 3)
@@ -145,14 +152,14 @@ class _Painter:
             body.lung_half_width * (1 - 0.4 * gap)
         )
         upward = (y - body.lung_y) / body.lung_half_height
-        across += 0.22 * np.clip(-upward, 0, None)
+        across = across + 0.22 * np.clip(-upward, 0, None)
         upward = upward - gap * 0.55
         collapsed = 1 - (across * across + upward * upward * (1 + 0.4 * gap))
         fade = ramp(top + high - 8 - y, 30)
         air = self.chest.air[rows, columns] * fade
         free = ramp(-collapsed, 0.08) * air
         edge = bump((collapsed - 0.03) ** 2 * (1 / 0.055**2)) * air
-        change = edge * (0.16 * strength) - free * (0.13 * strength)
+        change = edge * (0.16 * strength) - free * min(0.20, 0.14 * strength)
         return self._add(rows, columns, change, finding.kind)
 
     def _cardiomegaly(

@@ -127,7 +127,8 @@ def draw_encoding(rng: np.random.Generator) -> tuple[Encoding, str, int]:
     slope, intercept = ((0.5, -100.0), (2.0, 0.0), (1.0, -1024.0), (0.684, 200.0))[int(rng.integers(4))]
     voi = _choose(rng, _VOI_CHANCE)
     if voi == "lut":
-        bits = 12  # a table has at most 65536 entries (PS3.3 C.11.1.1)
+        # a table has at most 65536 entries, and the sign of a negative first value is lost in implicit VR
+        bits, slope, intercept = 12, 2.0, 0.0
     encoding = Encoding(
         sop_class="DX" if rng.random() < 0.6 else "CR",
         photometric="MONOCHROME1" if rng.random() < 0.35 else "MONOCHROME2",
@@ -268,9 +269,8 @@ def _add_voi(ds: Dataset, encoding: Encoding) -> None:
         item = Dataset()
         item.LUTDescriptor = [len(entries), int(np.floor(first)), 16]
         item.LUTExplanation = "SQUARED"
-        item.LUTData = entries.tolist()
-        item["LUTDescriptor"].VR = "SS" if first < 0 else "US"
-        item["LUTData"].VR = "US"
+        item.add_new("LUTData", "OW", entries.astype("<u2").tobytes())
+        item["LUTDescriptor"].VR = "US"
         ds.VOILUTSequence = [item]
     elif encoding.voi != "none":
         # PS3.3 C.11.2.1.2.1: LINEAR spans c − ½ ± (w − 1)/2; the others c ± w/2

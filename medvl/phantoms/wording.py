@@ -100,8 +100,8 @@ def write_report(
         True
     """
     style = style or STYLES[int(rng.choice(len(STYLES), p=_STYLE_CHANCE))]
-    budget = int(rng.integers(20, 50))
-    short_budget = int(rng.integers(9, 20))
+    budget = int(rng.integers(24, 50))
+    short_budget = int(rng.integers(11, 21))
     extra = _unobservable_lines(rng) if rng.random() < unobservable else []
     parts: list[Statement] = []
     if context and style not in ("impression_only", "plain"):
@@ -171,21 +171,18 @@ def _fill(
         fillers = _shuffled(rng, [_negation(rng, kind) for kind in later]) + fillers
     room = budget - _words(stated)
     for item in fillers:
-        if room <= 2:
-            break
-        stated.append(item)
-        room -= len(item.text.split())
+        length = len(item.text.split())
+        if length <= room + 2:
+            stated.append(item)
+            room -= length
     return stated
 
 
 def _positive(rng: np.random.Generator, finding: Finding, *, formal: bool) -> Statement:
-    lung = finding.kind in ("nodule", "consolidation")
-    lobe = finding.side in ("left", "right") and lung and rng.random() < 0.25
-    place = (
-        LOBES[finding.side, finding.zone]
-        if lobe
-        else f"{finding.side} {_pick(rng, (finding.zone, 'mid') if finding.zone == 'middle' else (finding.zone,))} zone"
-    )
+    zone = "mid" if finding.zone == "middle" and rng.random() < 0.5 else finding.zone
+    place = f"{finding.side} {zone} zone"
+    if (finding.side, finding.zone) in LOBES and rng.random() < 0.25:
+        place = LOBES[finding.side, finding.zone]
     severity = _pick(rng, SEVERITY_WORDS[finding.severity])
     words = {
         "size": _pick(rng, SIZE_WORDS[finding.size]),
