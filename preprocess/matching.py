@@ -23,6 +23,11 @@ __all__ = ["ByKey", "Match", "ReportTable", "Row", "path_parts"]
 
 T = TypeVar("T")
 
+Fit = tuple[int, bool, int]
+"""How well a name fits a file: components in common, same suffix, minus components that only one has."""
+
+_NO_FIT: Fit = (0, False, 0)
+
 
 def path_parts(name: str) -> tuple[str, ...]:
     """Return the components of a file name from the last to the first; image suffixes do not count."""
@@ -45,15 +50,15 @@ class _Names(Generic[T]):
             if parts and ".." not in parts:
                 self._by_stem[parts[0]].append((parts, PurePosixPath(name.replace("\\", "/")).suffix, value))
 
-    def find(self, relative: str) -> tuple[tuple[int, bool], list[T]]:
-        """Return the values whose name agrees best, and how well: components in common, then the suffix."""
+    def find(self, relative: str) -> tuple[Fit, list[T]]:
+        """Return the values whose name agrees best, and how well."""
         parts, suffix = path_parts(relative), PurePosixPath(relative).suffix
         scored = [
-            ((min(len(own), len(parts)), own_suffix == suffix), value)
+            ((min(len(own), len(parts)), own_suffix == suffix, -abs(len(own) - len(parts))), value)
             for own, own_suffix, value in self._by_stem.get(parts[0] if parts else "", ())
             if all(a == b for a, b in zip(own, parts, strict=False))
         ]
-        best = max((score for score, _ in scored), default=(0, False))
+        best = max((score for score, _ in scored), default=_NO_FIT)
         return best, [value for score, value in scored if score == best]
 
 
@@ -81,7 +86,7 @@ class Match:
 
     method: str = "none"
     rows: list[Row] = field(default_factory=list)
-    score: tuple[int, bool] = (0, False)
+    score: Fit = _NO_FIT
     refusal: str = ""
 
     @property
@@ -150,7 +155,7 @@ class ReportTable:
         fits several images equally well; one that fits it less well than another has no row.
         """
         matches = [self._match(image) for image in images]
-        best: dict[int, tuple[int, bool]] = defaultdict(lambda: (0, False))
+        best: dict[int, Fit] = defaultdict(lambda: _NO_FIT)
         for match in (match for match in matches if match.method == "file"):
             best[match.line] = max(best[match.line], match.score)
         for match in matches:
