@@ -131,7 +131,11 @@ class PixelSpec(Spec):
     longest_px: int = Field(default=512, ge=16, le=8192)
 
     def apply(self, image: Image) -> UInt8[np.ndarray, "height width"]:
-        """Return the stored array: display polarity (white is dense), 8 bits, aspect ratio kept."""
+        """Return the stored array: display polarity (white is dense), 8 bits, aspect ratio kept.
+
+        Raises:
+            ConfigError: the image is not one frame with two axes.
+        """
         if image.array.ndim != 3:
             raise ConfigError(
                 f"a radiograph has 1 channel and 2 axes, got an array of shape {image.array.shape}.",
@@ -210,11 +214,11 @@ class InputSpec(Spec):
     ) -> tuple[UInt8[np.ndarray, "rows columns"], Bool[np.ndarray, "rows columns"]]:
         """Return the resized picture on a black canvas, and the mask of its own pixels."""
         scale, top, left = self.placement(stored.shape)
-        rows, columns = self._fitted(*stored.shape, scale)
+        rows, columns = self._fitted(stored.shape[0], stored.shape[1], scale)
         canvas = np.zeros(self.size_px, np.uint8)
         mask = np.zeros(self.size_px, bool)
         picture = Pillow.fromarray(stored).resize((columns, rows), Pillow.Resampling.BILINEAR)
-        canvas[top : top + rows, left : left + columns] = picture
+        canvas[top : top + rows, left : left + columns] = np.asarray(picture)
         mask[top : top + rows, left : left + columns] = True
         return canvas, mask
 

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from jaxtyping import Shaped
@@ -160,7 +160,7 @@ def _native(part10: Part10, layout: PixelLayout, *, frame: int) -> Shaped[np.nda
     kind = "ui"[layout.signed] if part10.pixel_keyword == "PixelData" else "f"
     pixels = np.empty((layout.rows, layout.columns), f"{order}{kind}{layout.bits_allocated // 8}")
     part10.stream.seek(part10.pixel_start + frame * layout.frame_bytes)
-    part10.stream.readinto(memoryview(pixels).cast("B"))
+    part10.stream.readinto(pixels.data.cast("B"))
     if not part10.little_endian:
         pixels = pixels.astype(pixels.dtype.newbyteorder("="))
     if kind != "f":
@@ -180,7 +180,7 @@ def _clear_unused_bits(pixels: Shaped[np.ndarray, "rows columns"], layout: Pixel
         np.bitwise_and(pixels, pixels.dtype.type(2**layout.bits_stored - 1), out=pixels)
 
 
-def _options(layout: PixelLayout) -> dict[str, object]:
+def _options(layout: PixelLayout) -> dict[str, Any]:
     return {
         "rows": layout.rows,
         "columns": layout.columns,
@@ -196,7 +196,7 @@ def _options(layout: PixelLayout) -> dict[str, object]:
 
 
 def _run(
-    syntax: str, payload: bytes, options: dict[str, object], *, frame: int, plugin: str
+    syntax: str, payload: bytes, options: dict[str, Any], *, frame: int, plugin: str
 ) -> tuple[Shaped[np.ndarray, "..."], str]:
     pixels, about = get_decoder(UID(syntax)).as_array(payload, index=frame, decoding_plugin=plugin, **options)
     return pixels, str(about["photometric_interpretation"])

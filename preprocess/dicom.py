@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Shaped, UInt8
@@ -129,7 +130,7 @@ def read_dicom(
         dataset, notes = part10.dataset, part10.notes
         sources = _sources(dataset, chosen)
         spacing, measured = _spacing(sources)
-        about = {
+        about: dict[str, Any] = {
             "affine_ras": _affine(sources, spacing),
             "spacing_mm": spacing,
             "spacing_frame": measured,

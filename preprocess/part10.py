@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import pydicom.config
 from pydicom.datadict import dictionary_VR
@@ -138,7 +138,10 @@ def _parse(stream: io.BufferedIOBase, *, limits: Limits, lenient: bool) -> Part1
                 hint="If it is a bare data set, read it with the option 'lenient'.",
             )
     meta = read_dataset(
-        stream, is_implicit_VR=False, is_little_endian=True, stop_when=lambda tag, vr, length: tag >> 16 != 2
+        cast(BinaryIO, stream),
+        is_implicit_VR=False,
+        is_little_endian=True,
+        stop_when=lambda tag, vr, length: tag >> 16 != 2,
     )
     syntax = str(meta.get("TransferSyntaxUID") or "").strip("\0 ")
     notes: list[str] = []
@@ -161,7 +164,7 @@ def _parse(stream: io.BufferedIOBase, *, limits: Limits, lenient: bool) -> Part1
         found.update(tag=tag, vr=vr, length=length)
         return True
 
-    dataset = read_dataset(stream, implicit, little, stop_when=at_pixels)
+    dataset = read_dataset(cast(BinaryIO, stream), implicit, little, stop_when=at_pixels)
     check_depth(dataset, limits=limits)
     part10 = Part10(dataset, stream, size, syntax, little, notes=notes)
     if found:

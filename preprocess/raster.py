@@ -80,7 +80,7 @@ def _image(picture: Pillow.Image) -> Image:
         return Image(np.asarray(upright.convert("L"))[None], Unit.GREY, bits_stored=8, notes=tuple(notes))
     if upright.has_transparency_data:
         upright = upright.convert("RGBA")
-        if upright.getextrema()[3][0] < 255:
+        if np.asarray(upright.getchannel("A")).min() < 255:
             black = Pillow.new("RGBA", upright.size, (0, 0, 0, 255))
             upright = Pillow.alpha_composite(black, upright)
             notes.append("transparent pixels laid over black")
