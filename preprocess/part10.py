@@ -175,6 +175,10 @@ def _parse(stream: io.BufferedIOBase, *, limits: Limits, lenient: bool) -> Part1
     return part10
 
 
+def _past_meta(tag: int, vr: str | None, length: int) -> bool:
+    return tag >> 16 != 2
+
+
 def _guess(head: bytes) -> str:
     explicit = head[4:6].isalpha() and head[4:6].isupper()
     if not explicit:
