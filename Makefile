@@ -29,9 +29,9 @@ test-all: $(VENV)/.test
 check: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/lint-imports
 	rm -rf .typing
 	$(BIN)/python -m pip install --quiet --no-deps --target .typing .
+	PYTHONPATH=.typing $(BIN)/lint-imports --no-cache
 	MYPYPATH=.typing $(BIN)/mypy -p medvl
 
 bench: $(VENV)/.test

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from typing import Any
 
-__version__ = "0.1.0"
+from medvl.version import VERSION
+
+__version__ = VERSION
 
 _VERBS = ("erase", "evaluate", "export", "index", "load", "phantom", "prepare", "search", "train")
 

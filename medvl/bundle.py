@@ -24,7 +24,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from medvl import __version__
 from medvl.config import parse_json
 from medvl.encoders.lora import merge_lora
 from medvl.errors import BundleError, ConfigError, UsageError
@@ -32,6 +31,7 @@ from medvl.modeldir import LoadedModel, read_model, write_model
 from medvl.notice import NOTICE
 from medvl.store import write_atomic
 from medvl.training.checkpoints import best_model, read_provenance
+from medvl.version import VERSION
 
 __all__ = ["FORMAT", "ExportSummary", "export", "load_bundle"]
 
@@ -197,8 +197,8 @@ def _metadata(loaded: LoadedModel) -> dict[str, Any]:
     }
     return {
         "schema": _MONAI_SCHEMA,
-        "version": __version__,
-        "changelog": {__version__: "exported"},
+        "version": VERSION,
+        "changelog": {VERSION: "exported"},
         "monai_version": version("monai"),
         "pytorch_version": version("torch"),
         "numpy_version": version("numpy"),
@@ -273,7 +273,7 @@ Scores order cases; they are no probabilities and carry no threshold.
 | pixel spec | `{loaded.pixels.digest}` |
 | input spec | `{loaded.input.digest}` |
 | report spec | `{loaded.report.digest}` |
-| made with | medvl {__version__}, torch {version("torch")} |
+| made with | medvl {VERSION}, torch {version("torch")} |
 
 ## Intended use and limits
 

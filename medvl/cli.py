@@ -14,9 +14,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from medvl import __version__
 from medvl.errors import MedvlError, UsageError, nearest
 from medvl.notice import NOTICE
+from medvl.version import VERSION
 
 EXIT_SOME_FAILED = 3
 
@@ -110,7 +110,7 @@ def build_parser() -> argparse.ArgumentParser:
         epilog=f"{NOTICE} Exit status: 0 done, 2 wrong call, 3 some items failed, 4 file refused, "
         "130 or 143 interrupted.",
     )
-    parser.add_argument("--version", action="version", version=f"medvl {__version__}")
+    parser.add_argument("--version", action="version", version=f"medvl {VERSION}")
     top = parser.add_subparsers(dest="verb", metavar="COMMAND", required=True, parser_class=_Parser)
 
     _modality_verbs(top, "cxr", "chest X-ray")

@@ -32,7 +32,7 @@ class Pseudonyms:
     Examples:
         >>> ids = Pseudonyms(bytes(32))
         >>> ids.patient("DOE^JOHN")
-        'f05ab1b1e4a7e5c9eea8'
+        '5f349942b9577949f609'
         >>> ids.patient("DOE^JOHN") == ids.study("DOE^JOHN")
         False
     """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -14,9 +15,10 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 from jaxtyping import install_import_hook
 
 # Every annotation of medvl is checked at run time in the tests.
-install_import_hook("medvl", "beartype.beartype")
+sys.path.insert(0, str(Path(__file__).parent))  # the hook imports the checker by its name
+install_import_hook("medvl", "shapecheck.check")
 
-import pytest
+import pytest  # noqa: E402 - the hook must come first
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -44,3 +46,47 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip("the shared development data are not here")
     return folder
+
+
+TINY = (
+    "schedule.steps=3",
+    "data.batch=8",
+    "image.options={widths: [8, 16], blocks: [1, 1]}",
+    "text.options={layers: 1, width: 32, heads: 2}",
+    "projection.dim=16",
+    "loop.every_steps=3",
+)
+"""Overrides that make a run of seconds, for tests of what comes after training."""
+
+
+@pytest.fixture(scope="session")
+def tiny_store(tmp_path_factory) -> Path:
+    """A store of 40 phantom studies."""
+    import medvl
+
+    folder = tmp_path_factory.mktemp("tiny")
+    medvl.phantom(folder / "films", n=40, seed=5, size_px=128, workers=1)
+    medvl.prepare(
+        folder / "films", folder / "store", longest_px=64, split=(0.6, 0.2, 0.2), workers=1, key=b"k" * 32
+    )
+    return folder / "store"
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tiny_store) -> Path:
+    """A run of three steps on the tiny store."""
+    import medvl
+
+    run = tiny_store.parent / "run"
+    medvl.train(tiny_store, run, overrides=TINY)
+    return run
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tiny_run) -> Path:
+    """The tiny run as a bundle with its ONNX graphs."""
+    import medvl
+
+    bundle = tiny_run.parent / "bundle"
+    medvl.export(tiny_run, bundle)
+    return bundle

@@ -12,29 +12,28 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from medvl import __version__
 from medvl.errors import DigestMismatch, UsageError, nearest
-from medvl.evaluation.bootstrap import METHOD, Number
+from medvl.evaluation.baseline import ridge_baseline
+from medvl.evaluation.bootstrap import METHOD
 from medvl.evaluation.cases import Cases, choose_cases
-from medvl.evaluation.embedding import embed_cases, tower_features
+from medvl.evaluation.embedding import Embedded, embed_cases
 from medvl.evaluation.grounding import THRESHOLDS
 from medvl.evaluation.page import Results, write_page
-from medvl.evaluation.ridge import Ridge, fit_ridge
-from medvl.evaluation.sections import grounding_section, retrieval_section, zero_shot_section
+from medvl.evaluation.sections import Scored, grounding_section, retrieval_section, zero_shot_section
 from medvl.evaluation.subject import Subject, find_subject
 from medvl.evaluation.tables import DIRECTIONS, cell, markdown
-from medvl.heads.grounding import SIGMA_CELLS, phrase_vector
-from medvl.heads.zeroshot import ZeroShot, read_prompts
+from medvl.heads.grounding import SIGMA, phrase_vector
+from medvl.heads.zeroshot import Prompts, ZeroShot, read_prompts
 from medvl.notice import NOTICE
 from medvl.progress import Progress
 from medvl.store import Store, write_atomic
 from medvl.training.run import store_digest
+from medvl.version import VERSION
 
 __all__ = ["BASELINES", "FORMAT", "Evaluation", "evaluate"]
 
 FORMAT = "medvl-evaluation-1"
 BASELINES = ("ridge",)
-_RIDGE_PAIRS = 4000
 
 
 @dataclass(frozen=True)
@@ -139,84 +138,41 @@ def evaluate(
             raise UsageError(f"unknown baseline '{baseline}'.", hint=nearest(baseline, BASELINES))
     subject, store = find_subject(model), Store(data)
     _require_same_specs(subject, store)
-    cases = choose_cases(store, split=split, split_seed=subject.split_seed, view=subject.view)
-    if not cases.texts:
-        raise UsageError(
-            f"no record of the split '{split}' has a report.", hint="Prepare it with a report table."
-        )
-    embedded = embed_cases(subject.loaded, store, cases, progress=progress)
-    ridge, others, skipped = None, {}, dict(cases.left_out)
-    if "ridge" in baselines:
-        if subject.recipe is None:
-            skipped["ridge baseline: no recipe beside this model"] = 1
-        elif len(cases.train) < 10:
-            skipped["ridge baseline: fewer than 10 training pairs"] = len(cases.train)
-        else:
-            ridge, others["ridge"] = _ridge(subject, store, cases, seed=seed, progress=progress)
-    retrieved = retrieval_section(cases, embedded, others=others, resamples=resamples, seed=seed)
     wording = read_prompts(prompts or _shipped_prompts(store.manifest.get("modality", "cxr")))
-    findings = sorted({name for record in cases.images for name in record.labels})
-    scored = scorer = None
-    if findings:
-        scorer = ZeroShot(subject.loaded, wording, findings)
-        scored = zero_shot_section(
-            cases,
-            scorer.scores(embedded.images),
-            findings=findings,
-            uncertain=uncertain,
-            resamples=resamples,
-            seed=seed,
-        )
+    cases = choose_cases(store, split=split, split_seed=subject.split_seed, view=subject.view)
+    embedded = embed_cases(subject.loaded, store, cases, progress=progress)
+    notes: dict[str, Any] = {}
+    others: dict[str, Float[np.ndarray, "images texts"]] = {}
+    if "ridge" in baselines:
+        try:
+            ridge, others["ridge"] = ridge_baseline(subject, store, cases, seed=seed, progress=progress)
+            notes["ridge"] = {"alpha": ridge.alpha, "cross_validated_rank": ridge.rank}
+        except UsageError as error:
+            notes["ridge"] = f"left out: {error.message}"
+    draws = {"resamples": resamples, "seed": seed}
+    retrieved = retrieval_section(cases, embedded, others=others, **draws)
+    scored = _score_findings(subject, cases, embedded, wording, uncertain, draws)
     boxed = sorted({box.label for record in cases.images for box in record.boxes})
     grounds = grounding_section(
         cases,
         embedded,
         {finding: phrase_vector(subject.loaded, wording.of(finding).positive) for finding in boxed},
         input=subject.loaded.input,
-        resamples=resamples,
-        seed=seed,
         progress=progress,
+        **draws,
     )
-    sections: dict[str, dict[str, Number]] = {
-        "retrieval": retrieved.numbers,
-        "zeroshot": scored.numbers if scored else {},
-        "grounding": grounds.numbers,
-    }
     metrics = {
         "format": FORMAT,
         "notice": NOTICE,
-        "medvl": __version__,
+        "medvl": VERSION,
         "model": _about_model(subject),
         "data": _about_data(store, cases, split, subject),
-        "protocol": {
-            "interval": METHOD,
-            "level": 0.95,
-            "resamples": resamples,
-            "seed": seed,
-            "ties": "expected value over every order that ties allow; similarities within 1e-6 tie",
-            "prompts": {"version": wording.version, "digest": wording.digest},
-            "prompts_from_template": list(scorer.templated) if scorer else [],
-            "uncertain_labels": uncertain,
-            "grounding_phrase": "the finding's positive prompts, without side",
-            "grounding_space": "region projection"
-            if subject.loaded.model.local
-            else "projection of the whole film",
-            "heat_map_sigma_cells": SIGMA_CELLS,
-            "iou_thresholds": list(THRESHOLDS),
-            "ridge": None if ridge is None else {"alpha": ridge.alpha, "cross_validated_rank": ridge.rank},
-        },
-        "left_out": skipped
-        | retrieved.left_out
-        | (
-            {f"finding with one class: {f} ({why})": 1 for f, why in scored.classification.dropped.items()}
-            if scored
-            else {}
-        )
-        | ({"box without a contrast to noise": grounds.undefined} if grounds.undefined else {}),
+        "protocol": _protocol(subject, wording, scored) | notes | draws | {"uncertain_labels": uncertain},
+        "left_out": cases.left_out | retrieved.left_out | scored.left_out | grounds.left_out,
         "numbers": {
-            f"{section}/{key}": number.plain()
-            for section, numbers in sections.items()
-            for key, number in numbers.items()
+            f"{name}/{key}": number.plain()
+            for name, section in (("retrieval", retrieved), ("zeroshot", scored), ("grounding", grounds))
+            for key, number in section.numbers.items()
         },
     }
     out = Path(out) if out is not None else subject.results
@@ -224,12 +180,40 @@ def evaluate(
     table = markdown(metrics)
     write_atomic(out / "metrics.json", (json.dumps(metrics, indent=1, allow_nan=False) + "\n").encode())
     write_atomic(out / "table.md", table.encode())
-    write_page(
-        out,
-        Results(metrics, store, cases, embedded, retrieved, scored, grounds, subject.loaded.input),
-        progress=progress,
-    )
+    results = Results(metrics, store, cases, embedded, retrieved, scored, grounds, subject.loaded.input)
+    write_page(out, results, progress=progress)
     return Evaluation(metrics, table, out)
+
+
+def _score_findings(
+    subject: Subject,
+    cases: Cases,
+    embedded: Embedded,
+    wording: Prompts,
+    uncertain: str,
+    draws: dict[str, int],
+) -> Scored:
+    findings = sorted({name for record in cases.images for name in record.labels})
+    if not findings:
+        return Scored({}, {}, {"zero-shot findings: no record is labelled": len(cases.images)})
+    scores = ZeroShot(subject.loaded, wording, findings).scores(embedded.images)
+    return zero_shot_section(cases, scores, findings=findings, uncertain=uncertain, **draws)
+
+
+def _protocol(subject: Subject, wording: Prompts, scored: Scored) -> dict[str, Any]:
+    local = subject.loaded.model.local
+    return {
+        "interval": METHOD,
+        "level": 0.95,
+        "ties": "expected value over every order that ties allow; similarities within 1e-6 tie",
+        "prompts": {"version": wording.version, "digest": wording.digest},
+        "prompts_from_template": [name for name in scored.curves if name not in wording.findings],
+        "grounding_phrase": "the finding's positive prompts, without side",
+        "grounding_space": "region projection" if local else "projection of the whole film",
+        "heat_map_sigma_share_of_side": SIGMA,
+        "iou_thresholds": list(THRESHOLDS),
+        "ridge": None,
+    }
 
 
 def _require_same_specs(subject: Subject, store: Store) -> None:
@@ -242,32 +226,6 @@ def _require_same_specs(subject: Subject, store: Store) -> None:
 
 def _shipped_prompts(modality: str) -> Path:
     return Path(str(resources.files(f"medvl.recipes.{modality}") / "prompts.yaml"))
-
-
-def _ridge(
-    subject: Subject, store: Store, cases: Cases, *, seed: int, progress: Progress | None
-) -> tuple[Ridge, Float[np.ndarray, "images texts"]]:
-    assert subject.recipe is not None
-    train = list(cases.train)
-    if len(train) > _RIDGE_PAIRS:
-        chosen = np.random.default_rng([seed, 4]).choice(len(train), _RIDGE_PAIRS, replace=False)
-        train = [train[row] for row in sorted(chosen)]
-    told = [cases.images[row] for row in cases.with_text]
-    view = subject.view
-    words = [tuple(getattr(record, view)) for record in train] + [text.sentences for text in cases.texts]
-    distinct = sorted(set(words))
-    place = {sentences: row for row, sentences in enumerate(distinct)}
-    films, reports = tower_features(
-        subject.loaded, subject.recipe, store, [*train, *told], distinct, progress=progress
-    )
-    rows = np.asarray([place[sentences] for sentences in words])
-    fitted = fit_ridge(
-        films[: len(train)],
-        reports[rows[: len(train)]],
-        groups=[record.patient_id for record in train],
-        seed=seed,
-    )
-    return fitted, fitted.scores(films[len(train) :], reports[rows[len(train) :]])
 
 
 def _about_model(subject: Subject) -> dict[str, Any]:
