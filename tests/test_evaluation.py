@@ -313,7 +313,7 @@ def test_a_checkpoint_and_a_model_directory_can_be_evaluated_too(run, store, tmp
     assert subject.kind == "model" and subject.recipe is None and subject.view == "retrieval"
     result = evaluate(tmp_path / "model", store, resamples=20)
     assert result.out == tmp_path / "model-evaluation"
-    assert "ridge baseline: no recipe beside this model" in result.metrics["left_out"]
+    assert "no recipe lies beside this model" in result.metrics["protocol"]["ridge"]
     with pytest.raises(UsageError, match="neither a run, a checkpoint nor a bundle"):
         find_subject(tmp_path)
     (tmp_path / "empty" / "checkpoints").mkdir(parents=True)

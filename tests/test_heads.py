@@ -107,8 +107,8 @@ def test_cells_are_cosines_and_nan_off_the_film():
 def test_constant_maps_stay_constant_at_the_edge_of_the_film():
     cells = np.full((6, 6), 0.7)
     cells[:, :2] = np.nan  # the bars of a letterboxed portrait film
-    for sigma in (0.0, 1.5):
-        heat = heat_map(cells, input=InputSpec(size_px=(96, 96)), shape=(96, 32), sigma_cells=sigma)
+    for sigma in (0.0, 0.25):
+        heat = heat_map(cells, input=InputSpec(size_px=(96, 96)), shape=(96, 32), sigma=sigma)
         assert heat.shape == (96, 32)
         np.testing.assert_allclose(heat, 0.7, atol=1e-12)
 
@@ -121,7 +121,7 @@ def test_a_hot_cell_comes_back_to_where_its_pixels_were(height, width, u, v):
     placed = spec.place_box(Box("f", x, y, x, y), (height, width))
     cells = np.zeros((16, 16))
     cells[int(placed.y0 // 4), int(placed.x0 // 4)] = 1.0
-    heat = heat_map(cells, input=spec, shape=(height, width), sigma_cells=0.0)
+    heat = heat_map(cells, input=spec, shape=(height, width), sigma=0.0)
     row, column = np.unravel_index(heat.argmax(), heat.shape)
     scale = spec.placement((height, width))[0]
     # Within one cell (4 tensor pixels) and one stored pixel.
@@ -131,6 +131,6 @@ def test_a_hot_cell_comes_back_to_where_its_pixels_were(height, width, u, v):
 def test_smoothing_is_that_of_a_gaussian_of_the_given_cells():
     cells = np.zeros((21, 21))
     cells[10, 10] = 1.0
-    heat = heat_map(cells, input=InputSpec(size_px=(21, 21)), shape=(21, 21), sigma_cells=1.5)
+    heat = heat_map(cells, input=InputSpec(size_px=(21, 21)), shape=(21, 21), sigma=1.5 / 21)
     # One cell is one pixel here: the profile falls as exp(-d²/2σ²).
     np.testing.assert_allclose(heat[10, 12] / heat[10, 10], np.exp(-4 / 4.5), rtol=1e-3)

@@ -114,6 +114,10 @@ def choose_cases(store: Store, *, split: str, split_seed: int | None, view: str 
     texts = _texts(images, view)
     told = {text.study_id for text in texts}
     left_out["film without a report (out of retrieval only)"] = sum(r.study_id not in told for r in images)
+    if not texts and images:
+        raise UsageError(
+            f"no record of the split '{split}' has a report.", hint="Prepare it with a report table."
+        )
     if not images:
         raise UsageError(
             f"the split '{split}' holds no usable film: {len(chosen)} records, left out {dict(left_out)}.",

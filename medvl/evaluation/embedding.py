@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Float
 
-from medvl.encoders.image import build_image_encoder
-from medvl.encoders.text import build_text_encoder
 from medvl.evaluation.cases import Cases
 from medvl.heads.grounding import ImageVectors, image_vectors
 from medvl.modeldir import LoadedModel
 from medvl.progress import Progress
-from medvl.records import Record
 from medvl.store import Store
-from medvl.training.recipe import Recipe
 
-__all__ = ["Embedded", "embed_cases", "tower_features"]
+__all__ = ["Embedded", "embed_cases"]
 
 _BATCH = 32
 
@@ -70,60 +63,3 @@ def embed_cases(
     vectors = loaded.embed_texts([list(sentences) for sentences in distinct])
     rows = np.asarray([place[text.sentences] for text in cases.texts], np.int64)
     return Embedded(np.concatenate(pooled), vectors[rows], regions)
-
-
-def tower_features(
-    loaded: LoadedModel,
-    recipe: Recipe,
-    store: Store,
-    records: Sequence[Record],
-    texts: Sequence[Sequence[str]],
-    *,
-    progress: Progress | None = None,
-) -> tuple[Float[np.ndarray, "records image_width"], Float[np.ndarray, "texts text_width"]]:
-    """Return pooled features of the towers as the recipe builds them: pretrained where they are, unaligned.
-
-    No adapter, no projection and no step of training is in them. A tower without pretrained weights has
-    random ones, drawn with seed 0.
-
-    Args:
-        loaded: the trained model; its specs and tokeniser are used, not its weights.
-        recipe: names and options of the towers.
-        store: where the pixels are.
-        records: films.
-        texts: reports as lists of sentences.
-        progress: called as batches are done.
-    """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        image = build_image_encoder(recipe.image.name, recipe.image.options).eval()
-        text = build_text_encoder(recipe.text.name, recipe.text.options, loaded.tokeniser).eval()
-
-    def images(chunk: Sequence[Any]) -> torch.Tensor:
-        pixels, masks = loaded.image_tensors([store.pixels(record) for record in chunk])
-        return image(pixels.cpu(), masks.cpu()).pooled
-
-    def reports(chunk: Sequence[Any]) -> torch.Tensor:
-        tokens, mask = loaded.text_tensors([list(sentences) for sentences in chunk])
-        return text(tokens.cpu(), mask.cpu()).pooled
-
-    return (
-        _in_batches(images, records, progress, "ridge baseline: films"),
-        _in_batches(reports, texts, progress, "ridge baseline: reports"),
-    )
-
-
-@torch.inference_mode()
-def _in_batches(
-    encode: Callable[[Sequence[Any]], torch.Tensor],
-    items: Sequence[Any],
-    progress: Progress | None,
-    message: str,
-) -> Shaped[np.ndarray, "items width"]:
-    parts = []
-    for start in range(0, len(items), _BATCH):
-        chunk = items[start : start + _BATCH]
-        parts.append(encode(chunk).float().numpy())
-        if progress is not None:
-            progress(start + len(chunk), len(items), message)
-    return np.concatenate(parts)

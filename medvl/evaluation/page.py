@@ -50,7 +50,7 @@ class Results:
     cases: Cases
     embedded: Embedded
     retrieved: Retrieved
-    scored: Scored | None
+    scored: Scored
     grounds: Grounds
     input: InputSpec
 
@@ -103,7 +103,7 @@ def _figures(folder: Path, results: Results) -> dict[str, str]:
     folder.mkdir(parents=True, exist_ok=True)
     numbers = results.metrics["numbers"]
     drawn = {"recall": figures.recall_figure(numbers)}
-    if results.scored is not None and results.scored.curves:
+    if results.scored.curves:
         drawn["roc"] = figures.roc_figure(results.scored.curves, numbers)
     films, texts = _partners(results)
     if len(films) > _MAP_PAIRS:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
 
 from medvl.evaluation.bootstrap import Bootstrap, Number, spread
 from medvl.evaluation.cases import Cases
-from medvl.evaluation.classification import Classification, auroc, classify, roc_points, truth_values
+from medvl.evaluation.classification import auroc, classify, roc_points, truth_values
 from medvl.evaluation.embedding import Embedded
 from medvl.evaluation.grounding import box_mask, cells_in_boxes, contrast_to_noise, mean_iou, pointing
 from medvl.evaluation.retrieval import Keys, cosine_scores
@@ -94,15 +94,13 @@ class Scored:
 
     Attributes:
         numbers: ``<finding>/<metric>/<row>``; finding ``macro`` is the mean.
-        classification: the model's figures with what was dropped.
-        curves: finding to false and true positive rates.
+        curves: finding to false and true positive rates, for the findings with both classes.
+        left_out: the other findings, with the number of studies that are labelled for each.
     """
 
     numbers: dict[str, Number]
-    classification: Classification
-    curves: dict[str, tuple[Float[np.ndarray, " points"], Float[np.ndarray, " points"]]] = field(
-        default_factory=dict
-    )
+    curves: dict[str, tuple[Float[np.ndarray, " points"], Float[np.ndarray, " points"]]]
+    left_out: dict[str, int]
 
 
 def zero_shot_section(
@@ -153,7 +151,13 @@ def zero_shot_section(
         numbers["macro/AUROC/shuffled"] = spread(np.mean(list(dealt.values()), axis=0).tolist(), n=n)
         shares = [numbers[f"{finding}/AP/chance"].value for finding in found.findings]
         numbers["macro/AP/chance"] = Number(float(np.mean(shares)), n=n)
-    return Scored(numbers, found, curves)
+    dropped = {
+        f"finding {finding}, which has one class ({why})": int((~np.isnan(truth[:, i])).sum())
+        for i, finding in enumerate(findings)
+        for why in [found.dropped.get(finding)]
+        if why
+    }
+    return Scored(numbers, curves, dropped)
 
 
 @dataclass(frozen=True)
@@ -174,12 +178,12 @@ class Grounds:
     Attributes:
         numbers: ``<finding>/<metric>/<row>``; finding ``all`` is every pair of film and finding.
         items: what the numbers rest on, for pictures.
-        undefined: pairs in which the contrast to noise has no value.
+        left_out: reason to number of pairs.
     """
 
     numbers: dict[str, Number]
     items: list[Grounding]
-    undefined: int = 0
+    left_out: dict[str, int]
 
 
 def grounding_section(
@@ -234,7 +238,7 @@ def grounding_section(
         if progress is not None:
             progress(done, len(rows), "grounding")
     if not items:
-        return Grounds({}, [])
+        return Grounds({}, [], {})
     values = {name: np.asarray(column) for name, column in columns.items()}
     random = np.random.default_rng([seed, 3])
     dealt = _dealt(items, touched, random)
@@ -246,7 +250,10 @@ def grounding_section(
             f"{finding}/{key}": number
             for key, number in _grounded(values, dealt, chosen, patients, resamples, seed).items()
         }
-    return Grounds(numbers, items, int(np.isnan(values["CNR"]).sum()))
+    undefined = int(np.isnan(values["CNR"]).sum())
+    return Grounds(
+        numbers, items, {"boxed finding without a contrast to noise": undefined} if undefined else {}
+    )
 
 
 def _grounded(

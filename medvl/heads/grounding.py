@@ -16,7 +16,7 @@ from medvl.modeldir import LoadedModel
 from medvl.specs import InputSpec
 
 __all__ = [
-    "SIGMA_CELLS",
+    "SIGMA",
     "ImageVectors",
     "cell_map",
     "heat_map",
@@ -25,8 +25,8 @@ __all__ = [
     "phrase_vector",
 ]
 
-SIGMA_CELLS = 1.5
-"""Standard deviation of the smoothing, in cells of the region grid (hi-ml's value)."""
+SIGMA = 0.1
+"""Standard deviation of the smoothing as a share of the grid's side: hi-ml's 1.5 cells of 15."""
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ def heat_map(
     *,
     input: InputSpec,
     shape: tuple[int, int],
-    sigma_cells: float = SIGMA_CELLS,
+    sigma: float = SIGMA,
 ) -> Float[np.ndarray, "height width"]:
     """Return a map in the geometry of the stored film, NaN where the model did not look.
 
@@ -148,18 +148,19 @@ def heat_map(
         cells: from :func:`cell_map`.
         input: how the stored array became the tensor.
         shape: height and width of the stored array, in pixels.
-        sigma_cells: of the Gaussian, in cells; 0 for none.
+        sigma: of the Gaussian, as a share of the grid's side; 0 for none.
 
     Examples:
         >>> cells = np.array([[0.0, 1.0], [0.0, 1.0]])
-        >>> heat_map(cells, input=InputSpec(size_px=(8, 8)), shape=(4, 4), sigma_cells=0.0)[0].tolist()
+        >>> heat_map(cells, input=InputSpec(size_px=(8, 8)), shape=(4, 4), sigma=0.0)[0].tolist()
         [0.0, 0.25, 0.75, 1.0]
     """
     film = (~np.isnan(cells)).astype(np.float64)
     smooth = np.where(film > 0, cells, 0.0)
-    if sigma_cells > 0:
-        weight = gaussian_filter(film, sigma_cells, mode="constant")
-        smooth = gaussian_filter(smooth, sigma_cells, mode="constant") / np.maximum(weight, 1e-12)
+    if sigma > 0:
+        spread = (sigma * cells.shape[0], sigma * cells.shape[1])
+        weight = gaussian_filter(film, spread, mode="constant")
+        smooth = gaussian_filter(smooth, spread, mode="constant") / np.maximum(weight, 1e-12)
     elif not film.all():  # bilinear reading must not mix in cells off the film
         smooth = _fill(smooth, film)
     scale, top, left = input.placement(shape)
