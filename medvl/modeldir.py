@@ -49,6 +49,7 @@ FILES = (CONFIG, SPECS, TOKENIZER, WEIGHTS)
 _PICKLES = {".pt", ".pth", ".pkl", ".pickle", ".bin", ".ckpt", ".joblib", ".npy", ".npz"}
 _SPECS: dict[str, type[Spec]] = {"pixels": PixelSpec, "input": InputSpec, "report": ReportSpec}
 _DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "I64": torch.int64, "BOOL": torch.bool}
+_PARTS: dict[str, type[BaseModel]] = {"lora": LoraOptions, "projection": ProjectionConfig}
 _COUNTS = {"layers", "blocks", "num_hidden_layers", "n_layers", "n_layer"}
 
 
@@ -292,7 +293,7 @@ def _parse_config(values: dict[str, Any], error: type[IntegrityError]) -> ModelC
 def _fields(path: tuple[str, ...]) -> list[str]:
     schema: type[BaseModel] = ModelConfig
     for key in path:
-        schema = {"lora": LoraOptions, "projection": ProjectionConfig}.get(key, TowerConfig)
+        schema = _PARTS.get(key, TowerConfig)
     return list(schema.model_fields)
 
 

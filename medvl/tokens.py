@@ -12,7 +12,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Int64
@@ -148,7 +148,7 @@ class ReportTokeniser:
         self._tokenizer.enable_truncation(self.max_tokens)
 
     @classmethod
-    def from_file(cls, path: str | Path, *, max_tokens: int | None = None) -> Self:
+    def from_file(cls, path: str | Path, *, max_tokens: int | None = None) -> ReportTokeniser:
         """Read a ``tokenizer.json``.
 
         Raises:
@@ -172,7 +172,7 @@ class ReportTokeniser:
         return cls(tokenizer, max_tokens=max_tokens)
 
     @classmethod
-    def from_directory(cls, path: str | Path, *, max_tokens: int | None = None) -> Self:
+    def from_directory(cls, path: str | Path, *, max_tokens: int | None = None) -> ReportTokeniser:
         """Read the ``tokenizer.json`` of a directory."""
         return cls.from_file(Path(path) / FILE, max_tokens=max_tokens)
 

@@ -82,7 +82,7 @@ _HEAD_KEYS = (
 
 
 @cache
-def _config_class(family: str) -> type:
+def _config_class(family: str) -> Any:
     from transformers import CONFIG_MAPPING
 
     return CONFIG_MAPPING[family]
@@ -139,7 +139,7 @@ def _configured(config: Mapping[str, Any], *, bidirectional: bool) -> Any:
 def _headless(model: nn.Module) -> nn.Module:
     """Take off the pooler, which no feature here uses, so that every parameter gets a gradient."""
     if getattr(model, "pooler", None) is not None:
-        model.pooler = None
+        setattr(model, "pooler", None)  # noqa: B010 - a plain assignment is no module to type checkers
     return model
 
 

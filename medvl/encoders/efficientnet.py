@@ -43,7 +43,7 @@ class EfficientNetTower(ImageTower):
     ) -> ImageFeatures:
         """Return the masked mean of the last map, and the regions at the chosen stride."""
         self._check(images)
-        net = self.net
+        net: Any = self.net
         features = net._swish(net._bn0(net._conv_stem(images)))
         fine = features
         for block in net._blocks:

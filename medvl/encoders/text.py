@@ -57,7 +57,7 @@ class TextTower(Tower):
 
     def __init__(
         self,
-        model: nn.Module,
+        model: Any,
         *,
         name: str,
         architecture: Mapping[str, Any],

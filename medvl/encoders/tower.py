@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 from pydantic import ValidationError
 from torch import nn
@@ -37,7 +37,7 @@ class Tower(nn.Module):
         super().__init__()
         self.name = name
         self.architecture = dict(architecture)
-        self.policy: str = "full"
+        self.policy: TrainPolicy = "full"
         self.lora: dict[str, Any] | None = None
 
     def train(self, mode: bool = True) -> Tower:  # noqa: FBT001, FBT002 - nn.Module's signature
@@ -62,7 +62,7 @@ class Tower(nn.Module):
                 f"the policy of encoder '{self.name}' is 'lora', but it has no adapters.",
                 hint="Give its 'lora' options: rank, alpha, dropout, targets.",
             )
-        self.policy = policy
+        self.policy = cast(TrainPolicy, policy)
         for name, parameter in self.named_parameters():
             parameter.requires_grad_(policy == "full" or (policy == "lora" and ".lora_" in name))
         return self.train(self.training)

@@ -74,7 +74,7 @@ class VitTower(ImageTower):
         self, tokens: Float[Tensor, "batch tokens width"], mask: Bool[Tensor, "batch patches"]
     ) -> Float[Tensor, "batch patches"]:
         """Compute [CLS]'s row of the last attention again; the block stays fused and keeps no matrix."""
-        block = self.net.blocks[-1]
+        block: Any = self.net.blocks[-1]
         query, key, _ = (
             block.attn.qkv(block.norm1(tokens)).unflatten(2, (3, block.attn.num_heads, -1)).unbind(2)
         )
@@ -132,7 +132,8 @@ def vit(
     )
     del net.classification_head
     nn.init.trunc_normal_(net.cls_token, std=0.02)
-    for block in net.blocks:
+    blocks: Any = net.blocks
+    for block in blocks:
         # MONAI's fused attention drops out in eval mode too, so it is only for nets without dropout.
         block.attn.use_flash_attention = dropout == 0
         del block.norm_cross_attn  # never used, and a parameter without a gradient stops distributed training
