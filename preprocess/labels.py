@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
@@ -32,9 +32,12 @@ class LabelEncoding:
         Raises:
             KeyError: the encoding does not have the cell.
         """
-        for state, cells in ((f.name, getattr(self, f.name)) for f in fields(self)):
-            if cell.lower() in cells:
-                return None if state == "unknown" else state
+        states: tuple[LabelState, ...] = ("present", "absent", "uncertain")
+        for state in states:
+            if cell.lower() in getattr(self, state):
+                return state
+        if cell.lower() in self.unknown:
+            return None
         raise KeyError
 
 

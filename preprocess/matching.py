@@ -187,9 +187,9 @@ class ReportTable:
         if by_name:
             return Match("file", by_name, score)
         for part in reversed(PurePosixPath(image.file.relative).parts[:-1]):
-            rows = self.by["study"].get(part) or self.by["study"].get(part[1:] if part[:1] == "s" else "")
-            if rows:
-                return Match("folder", rows)
+            for name in (part, part[1:] if part[:1] == "s" else part):  # MIMIC writes s50414267
+                if name in self.by["study"]:
+                    return Match("folder", self.by["study"][name])
         return Match()
 
     def unused(self, source: Path) -> list[tuple[str, int]]:

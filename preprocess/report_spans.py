@@ -205,6 +205,8 @@ def _is_stop(text: str, start: int, match: re.Match[str], end: int, rules: Rules
         return False
     if text[start : match.start()].strip().isdigit():  # a number that no list has next
         return False
+    if mark == "?" and nearby.isdigit() and text[match.start() - 1].isspace():
+        return False  # a sign that an export could not write: "0.9 ? 3.3"
     if not following or mark[0] in "!?":
         return True
     if mark.count(".") > 1 or "\u2026" in mark:

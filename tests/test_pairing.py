@@ -216,7 +216,7 @@ def test_a_path_out_of_the_source_is_refused(tmp_path, name):
     assert [(entry.reason, entry.line) for entry in pairing.unpaired] == [("path_outside_source", 2)]
 
 
-# --- what must not slip through -------------------------------------------------------------------------------
+# --- what must not slip through -----------------------------------------------------------------------------
 
 
 def test_damaged_files_stay_items_so_that_the_reader_names_their_fault(tmp_path):

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
+import time
 import unicodedata
 from collections import Counter
+from importlib import resources
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from medvl.preprocess.report_rules import PARSERS
 from medvl.preprocess.reports import MAX_CHARACTERS, changes, hygiene_notes, mask_identity, parse_report
 
 from medvl.errors import BadReport, ConfigError
@@ -114,6 +118,7 @@ SENTENCE_CASES = {
     "sentence that begins with a number": ("No effusion. 3 mm nodule.", ["No effusion.", "3 mm nodule."]),
     "saturation": ("SpO2 <92% on air. Fever.", ["SpO2 <92% on air.", "Fever."]),
     "question in brackets": ("A cyst (hemangioma ?) is seen.", ["A cyst (hemangioma ?) is seen."]),
+    "lost sign": ("Creatinine 1.3 (0.6 ? 1.2). Edema.", ["Creatinine 1.3 (0.6 ? 1.2).", "Edema."]),
     "lower case": ("no effusion. no edema.", ["no effusion.", "no edema."]),
     "blank line": ("No effusion\n\nNo edema", ["No effusion", "No edema"]),
     "wrapped lines": (
@@ -151,12 +156,8 @@ def test_sentences(case):
 
 
 def test_numbered_impression_after_a_heading():
-    report = parse_report("FINDINGS: Clear. IMPRESSION: 1. No edema. 2. Stable 1.5 cm nodule.")
-    assert parts(report) == [
-        ("findings", "Clear."),
-        ("impression", "No edema."),
-        ("impression", "Stable 1.5 cm nodule."),
-    ]
+    found = parts(parse_report("FINDINGS: Clear. IMPRESSION: 1. No edema. 2. A 1.5 cm nodule."))
+    assert found == [("findings", "Clear."), ("impression", "No edema."), ("impression", "A 1.5 cm nodule.")]
 
 
 # The probe sentences on which public negation tools fail: they must reach the view word for word.
@@ -218,6 +219,10 @@ TAG_CASES = {
     "Fever, and on the chest radiograph a left opacity.": ("history-mixed",),
     "Electronically signed by Jane Roe.": ("identity",),
     "MRN: 1234567": ("identity",),
+    "Seen with Mrs. Roe.": ("identity",),
+    "Evaluated in the MR examination.": (),
+    "No air space opacity to suggest a pneumonia.": (),
+    "Pulmonary venous hypertension.": (),
     "Call 555-123-4567.": ("identity",),
     "No XXXX of effusion.": ("placeholder",),
     "___": ("empty", "placeholder"),
@@ -308,9 +313,23 @@ def test_a_report_beyond_the_limit_is_refused():
         parse_report("a" * (MAX_CHARACTERS + 1))
 
 
+def test_time_stays_linear_on_long_runs():
+    for run in ("a", "X", ".", " ", "\n", "1", ":", "1.", "a: ", "1) ", '" ', "A ", "-\n", "FINDINGS "):
+        text = run * (20_000 // len(run))
+        start = time.process_time()
+        assert parse_report(text).text == text
+        assert time.process_time() - start < 3  # a quadratic pattern takes minutes
+
+
 def test_an_unknown_parser_is_refused():
     with pytest.raises(ConfigError, match=r"unknown report parser 'en-2'.*'en-1'"):
         parse_report("Clear.", parser="en-2")
+
+
+def test_rules_that_change_need_a_new_version():
+    """A store names the rules by version alone, so the rules of a version never change."""
+    rules = resources.files("medvl.preprocess").joinpath("report_rules_en.yaml").read_bytes()
+    assert (PARSERS[-1], hashlib.blake2b(rules, digest_size=8).hexdigest()) == ("en-1", "535ad28e8295812e")
 
 
 WORDS = st.sampled_from(
@@ -379,11 +398,4 @@ def test_arbitrary_unicode_never_raises_and_rendering_is_clean_and_idempotent(te
     check_spans(report)
     for sentence in SPEC.render(report, "retrieval"):
         assert fold(sentence) == sentence
-        sentence.encode("utf-8")
         assert not any(unicodedata.category(c) in ("Cc", "Cf", "Cs") for c in sentence)
-
-
-@settings(max_examples=50, deadline=None)
-@given(st.text("aX. \n1):-", max_size=4000))
-def test_time_stays_linear_on_long_runs(text):
-    parse_report(text * 10)
