@@ -23,8 +23,7 @@ from medvl.specs import ReportSpec, fold
 sys.path.insert(0, str(Path(__file__).parent))
 import reportchecks
 
-SPEC = ReportSpec()
-check_spans, check_medicine = reportchecks.check_spans, reportchecks.check_medicine
+check_spans, check_medicine, SPEC = reportchecks.check_spans, reportchecks.check_medicine, ReportSpec()
 
 
 def parts(report: Report) -> list[tuple[str, str]]:
