@@ -16,9 +16,24 @@ from PIL import ImageDraw, ImageFilter
 
 from medvl.phantoms.truth import Body
 
-__all__ = ["Chest", "Frame", "Plane", "bump", "frontal_chest", "lateral_chest", "ramp", "smooth_field"]
+__all__ = [
+    "Along",
+    "Chest",
+    "Down",
+    "Frame",
+    "Number",
+    "Plane",
+    "bump",
+    "frontal_chest",
+    "lateral_chest",
+    "ramp",
+    "smooth_field",
+]
 
 Plane = Float32[np.ndarray, "rows columns"]
+Along = Float32[np.ndarray, "1 columns"]
+Down = Float32[np.ndarray, "rows 1"]
+Number = float | int
 
 _TISSUE, _LUNG_DROP = 0.60, 0.37
 _VESSEL_WIDTHS_MM, _VESSEL_INKS = (4.5, 3.2, 2.0, 1.4), (200, 150, 110, 75)
@@ -40,20 +55,20 @@ class Frame:
     shift_mm: tuple[float, float] = (0.0, 0.0)
 
     @cached_property
-    def grid(self) -> tuple[Float32[np.ndarray, "1 columns"], Float32[np.ndarray, "rows 1"]]:
+    def grid(self) -> tuple[Along, Down]:
         """Body coordinates in millimetres: x of each column's centre, y of each row's centre."""
         x = (np.arange(self.columns, dtype=np.float32) - (self.columns - 1) / 2) * self.spacing_mm
         y = (np.arange(self.rows, dtype=np.float32) - (self.rows - 1) / 2) * self.spacing_mm
         return (x - self.shift_mm[0])[None], (y - self.shift_mm[1])[:, None]
 
-    def pixel(self, x_mm: float, y_mm: float) -> tuple[float, float]:
+    def pixel(self, x_mm: Number, y_mm: Number) -> tuple[float, float]:
         """Column and row, in continuous pixels, of a body point."""
         return (
             (x_mm + self.shift_mm[0]) / self.spacing_mm + self.columns / 2,
             (y_mm + self.shift_mm[1]) / self.spacing_mm + self.rows / 2,
         )
 
-    def patch(self, x_mm: float, y_mm: float, half_x_mm: float, half_y_mm: float) -> tuple[slice, slice]:
+    def patch(self, x_mm: Number, y_mm: Number, half_x_mm: Number, half_y_mm: Number) -> tuple[slice, slice]:
         """Rows and columns that hold a rectangle of the body, clipped to the image."""
         column, row = self.pixel(x_mm, y_mm)
         wide, high = half_x_mm / self.spacing_mm + 2, half_y_mm / self.spacing_mm + 2
@@ -78,7 +93,7 @@ class Chest:
     heart: Plane
 
 
-def ramp(values: Plane, width: float) -> Plane:
+def ramp(values: Plane, width: Number) -> Plane:
     """A smooth step from 0 to 1 as ``values`` cross zero, ``width`` wide."""
     step = values * (1 / width)
     step += 0.5
@@ -185,7 +200,7 @@ def lateral_chest(body: Body, frame: Frame, *, clutter: float, heart_scale: floa
     return Chest(plane, air, heart)
 
 
-def _heart(body: Body, x: Plane, y: Plane, *, slant: float, wide: float, high: float) -> Plane:
+def _heart(body: Body, x: Along, y: Down, *, slant: float, wide: float, high: float) -> Plane:
     across = x * (1 / (body.heart_half_width * wide))
     down = (y - slant * x) * (1 / (body.heart_half_height * high))
     down *= down
@@ -193,7 +208,7 @@ def _heart(body: Body, x: Plane, y: Plane, *, slant: float, wide: float, high: f
     return ramp(1 - down, 0.16)
 
 
-def _lungs(body: Body, x: Plane, y: Plane) -> Plane:
+def _lungs(body: Body, x: Along, y: Down) -> Plane:
     across = (np.abs(x) - body.lung_x) * (1 / body.lung_half_width)
     upward = (y - body.lung_y) * (1 / body.lung_half_height)
     inside = across + 0.22 * np.clip(-upward, 0, None)  # the apex leans to the midline
@@ -221,7 +236,7 @@ def _teeth(phase: Plane, duty: float) -> Plane:
     return band
 
 
-def _ribs(body: Body, side: Plane, y: Plane) -> Plane:
+def _ribs(body: Body, side: Along, y: Down) -> Plane:
     pitch, phase, out = 1 / body.rib_pitch, body.rib_phase, side - 35
     back = _teeth(y * pitch + (phase - (0.0030 * pitch) * out * out), 0.40)
     back *= 0.065 * ramp(side - 16, 8)
@@ -232,7 +247,7 @@ def _ribs(body: Body, side: Plane, y: Plane) -> Plane:
     return back
 
 
-def _clavicles(side: Plane, y: Plane) -> Plane:
+def _clavicles(side: Along, y: Down) -> Plane:
     out = side - 14
     height = y + (92 + 0.26 * out - 0.0012 * out * out)
     bar = ramp(6 - np.abs(height), 4)

@@ -6,7 +6,19 @@ from dataclasses import replace
 
 import numpy as np
 
-from medvl.phantoms.chest import Chest, Frame, Plane, bump, frontal_chest, lateral_chest, ramp, smooth_field
+from medvl.phantoms.chest import (
+    Along,
+    Chest,
+    Down,
+    Frame,
+    Number,
+    Plane,
+    bump,
+    frontal_chest,
+    lateral_chest,
+    ramp,
+    smooth_field,
+)
 from medvl.phantoms.truth import Body, Finding
 from medvl.records import Box
 
@@ -28,7 +40,7 @@ def draw_chest(
         findings: what to draw.
         frame: how millimetres fall on pixels.
         view: ``"PA"``, ``"AP"`` or ``"LL"`` (left lateral).
-        contrast: factor on the grey change of every finding but the size of the heart.
+        contrast: how strongly findings show: a factor on their grey change, and on the growth of the heart.
         clutter: strength of ribs and vessels.
 
     Returns:
@@ -36,7 +48,7 @@ def draw_chest(
     """
     enlarged = next((_HEART[finding.severity] for finding in findings if finding.kind == "cardiomegaly"), 1.0)
     # the heart's enlargement is its contrast: a harder level shows less of it
-    enlarged = 1 + (enlarged - 1) * min(1.15, 0.45 + 0.6 * contrast)
+    enlarged = 1 + (enlarged - 1) * min(1.15, 0.30 + 0.6 * contrast)
     anatomy = lateral_chest if view == "LL" else frontal_chest
     magnified = 1.04 if view == "AP" else 1.0
     chest = anatomy(body, frame, clutter=clutter, heart_scale=enlarged * magnified)
@@ -96,7 +108,9 @@ class _Painter:
             float(top + down[-1] + 1),
         )
 
-    def _local(self, x: float, y: float, half_x: float, half_y: float) -> tuple[slice, slice, Plane, Plane]:
+    def _local(
+        self, x: Number, y: Number, half_x: Number, half_y: Number
+    ) -> tuple[slice, slice, Along, Down]:
         rows, columns = self.frame.patch(x, y, half_x, half_y)
         grid_x, grid_y = self.frame.grid
         return rows, columns, grid_x[:, columns], grid_y[rows]
@@ -137,7 +151,7 @@ class _Painter:
         outward = (x - centre) * ((1 if self.lateral else side) / half)
         surface = level + 16 - 26 * np.clip(outward, -1, 1) * np.abs(np.clip(outward, -1, 1))
         fluid = ramp(y - surface, 12) * ramp(1.02 - np.abs(outward), 0.12) * self.chest.air[rows, columns]
-        amount = 0.34 * min(1.0, 0.3 + 0.6 * strength)
+        amount = 0.34 * min(1.0, 0.15 + 0.6 * strength)
         return self._add(rows, columns, fluid * amount, finding.kind)
 
     def _pneumothorax(
@@ -178,8 +192,8 @@ class _Painter:
         rows, columns, grid_x, grid_y = self._local(x, 14.0, wide, high)
         squared = ((grid_x - x) * (1 / wide)) ** 2 + ((grid_y - 14.0) * (1 / high)) ** 2
         coarse, fine = (smooth_field(rng, squared.shape, cells) for cells in (9, 20))
-        mesh = 0.55 + 0.50 * np.abs(coarse) + 0.45 * np.clip(fine, -1, 1.5)
-        change = bump_edge(squared) * mesh * self.chest.air[rows, columns] * (0.13 * strength)
+        mesh = 0.70 + 0.35 * np.abs(coarse) + 0.45 * np.clip(fine, -1, 1.5)
+        change = bump_edge(squared) * mesh * self.chest.air[rows, columns] * (0.10 * strength)
         return self._add(rows, columns, change, finding.kind)
 
 
