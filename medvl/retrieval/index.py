@@ -125,7 +125,7 @@ def _text_vectors(model: LoadedModel, chunk: Sequence[Record], dim: int) -> Floa
 
 def _rows(
     chunk: Sequence[Record],
-    arrays: Sequence[UInt8[np.ndarray, "height width"]],
+    arrays: Sequence[UInt8[np.ndarray, "_ _"]],
     images: Float32[np.ndarray, "n dim"],
     texts: Float32[np.ndarray, "n dim"],
 ) -> pa.Table:
