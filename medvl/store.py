@@ -167,12 +167,12 @@ def row_record(row: dict[str, Any]) -> Record:
     Raises:
         StoreError: a column does not hold what the schema says.
     """
-    values = {
+    values: dict[str, Any] = {
         name: tuple(value) if isinstance(value, (list, np.ndarray)) else value for name, value in row.items()
     }
     try:
         for name, kind in _JSON_FIELDS.items():
-            parsed = json.loads(values[name])
+            parsed: Any = json.loads(values[name])
             if kind is not None:
                 parsed = tuple(kind(**{k: _tupled(v) for k, v in item.items()}) for item in parsed)
             values[name] = parsed

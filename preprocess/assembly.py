@@ -12,13 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from medvl.notice import NOTICE
 from medvl.preprocess.checks import Check, check_records
 from medvl.preprocess.chunks import Failure, Job, Part, Task
 from medvl.preprocess.pairing import Pairing
 from medvl.preprocess.pseudonyms import write_sources
 from medvl.preprocess.quality import render_quality
-
-from medvl.notice import NOTICE
 from medvl.records import Record
 from medvl.splits import SPLITS
 from medvl.store import FORMAT, index_bytes, write_atomic

@@ -27,13 +27,13 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
-from medvl.preprocess.reading import kind_of, read_image
-from medvl.preprocess.reports import hygiene_notes, mask_identity, parse_report
 from pydicom.errors import InvalidDicomError
 from pydicom.filereader import read_file_meta_info
 
 from medvl.errors import InputError, MedvlError, StoreError
 from medvl.images import Image, Photometric
+from medvl.preprocess.reading import kind_of, read_image
+from medvl.preprocess.reports import hygiene_notes, mask_identity, parse_report
 from medvl.records import Box, LabelState, Record
 from medvl.specs import PixelSpec, ReportSpec, text_hash
 from medvl.store import record_row, row_record, write_atomic, write_shard
@@ -256,7 +256,7 @@ def _stored_spacing(image: Image, scale: tuple[float, float]) -> tuple[float, ..
 
 def _pixel_hash(stored: UInt8[np.ndarray, "height width"]) -> str:
     digest = hashlib.blake2b(str(stored.shape).encode(), digest_size=12)
-    digest.update(np.ascontiguousarray(stored))
+    digest.update(np.ascontiguousarray(stored).data)
     return digest.hexdigest()
 
 

@@ -22,14 +22,13 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from medvl.errors import UsageError, file_token
 from medvl.preprocess.assembly import Prepared, PrepareSummary, assemble
 from medvl.preprocess.chunks import Chunk, Job, Task, read_part, refused_write
 from medvl.preprocess.lock import hold
 from medvl.preprocess.pairing import Pairing, pair
 from medvl.preprocess.pool import run_chunks
 from medvl.preprocess.pseudonyms import Pseudonyms, keep_key
-
-from medvl.errors import UsageError, file_token
 from medvl.specs import PixelSpec, ReportSpec
 from medvl.splits import split_of
 from medvl.store import write_atomic

@@ -12,9 +12,8 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 
-from medvl.preprocess.chunks import Chunk, Task, prepare_chunk, start_worker
-
 from medvl.errors import MedvlError, StoreError
+from medvl.preprocess.chunks import Chunk, Task, prepare_chunk, start_worker
 
 __all__ = ["run_chunks"]
 

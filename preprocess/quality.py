@@ -12,11 +12,11 @@ from typing import Any, Literal
 
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from medvl.preprocess.checks import Check
-from medvl.preprocess.chunks import Failure
 from PIL import Image as Pillow
 
 from medvl.notice import NOTICE
+from medvl.preprocess.checks import Check
+from medvl.preprocess.chunks import Failure
 from medvl.records import Record, Report
 from medvl.specs import PixelSpec, ReportSpec, Spec, fold
 from medvl.splits import SPLITS

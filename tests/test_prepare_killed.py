@@ -1,11 +1,13 @@
-"""prepare under SIGKILL, SIGINT and SIGTERM: nothing lost, nothing twice, the same bytes in the end."""
+"""prepare under kills, signals, crashing codecs, a full disk: nothing lost, nothing twice, same bytes."""
 
 from __future__ import annotations
 
 import csv
 import hashlib
+import json
 import os
 import random
+import resource
 import shutil
 import signal
 import subprocess
@@ -16,9 +18,12 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+from PIL import Image as Pillow
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian
 
+from medvl.errors import StoreError, file_token
+from medvl.preprocess.pseudonyms import Pseudonyms
 from medvl.store import Store
 
 IMAGES = 40
@@ -27,6 +32,7 @@ SHARD_RECORDS = 2
 RUN = """
 import sys
 from pathlib import Path
+from medvl.errors import MedvlError
 from medvl.preprocess.pipeline import prepare
 def progress(done, total, message):
     sys.stdout.write(f"{done}\\n")
@@ -37,6 +43,9 @@ try:
     )
 except KeyboardInterrupt:
     sys.exit(130)
+except MedvlError as error:
+    sys.stderr.write(f"{error.rule}: {error}")
+    sys.exit(error.exit_code)
 """
 
 
@@ -48,13 +57,14 @@ def tree_hash(out: Path) -> str:
     return digest.hexdigest()
 
 
-def start(source: Path, out: Path) -> subprocess.Popen[str]:
+def start(source: Path, out: Path, **options) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-c", RUN, str(source), str(out)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        **options,
     )
 
 
@@ -156,3 +166,71 @@ def test_a_signal_ends_the_run_soon_and_cleanly(source, whole, tmp_path, number,
     first, _ = process.stdout.readline(), process.communicate(timeout=300)
     assert int(first) > SHARD_RECORDS  # goes on where it stopped
     assert tree_hash(tmp_path / "store") == whole[0]
+
+
+CRASH = """
+import multiprocessing, os, signal, unicodedata
+import PIL.Image
+opened = PIL.Image.open
+def fragile(stream, *arguments, **options):
+    data = stream.read() if hasattr(stream, "read") else open(stream, "rb").read()
+    if hasattr(stream, "seek"):
+        stream.seek(0)
+    if b"NATIVE CRASH" in data:
+        os.kill(os.getpid(), signal.SIGSEGV)
+    return opened(stream, *arguments, **options)
+PIL.Image.open = fragile
+normalize = unicodedata.normalize
+def surprised(form, text):
+    if "UNFORESEEN" in text and multiprocessing.parent_process() is not None:
+        raise ZeroDivisionError("CANARYNAME")
+    return normalize(form, text)
+unicodedata.normalize = surprised
+"""
+"""A codec that dies of some files and a library that fails on some words, in place as a process starts."""
+
+
+def test_a_file_that_kills_its_reader_costs_one_record(tmp_path):
+    source, out = tmp_path / "source", tmp_path / "store"
+    source.mkdir()
+    for number in range(10):
+        picture = np.random.default_rng(number).integers(0, 256, (20, 30), dtype=np.uint8)
+        Pillow.fromarray(picture).save(source / f"{number}.png")
+    for number in (3, 4):
+        with (source / f"{number}.png").open("ab") as stream:
+            stream.write(b"NATIVE CRASH")
+    words = {k: f"Case {k}." for k in range(10)} | {7: "UNFORESEEN é."}
+    with (source / "images.csv").open("w", newline="") as stream:
+        csv.writer(stream).writerows([("image", "text"), *((f"{k}.png", words[k]) for k in range(10))])
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(CRASH)
+    process = start(source, out, env=os.environ | {"PYTHONPATH": str(tmp_path / "site")})
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    failures = [json.loads(line) for line in (out / "failures.jsonl").read_text().splitlines()]
+    assert sorted((f["token"], f["rule"]) for f in failures) == sorted(
+        (file_token(f"{k}.png"), "ReaderCrash") for k in (3, 4, 7)
+    )
+    assert sum("a crash of its process" in f["message"] for f in failures) == 2
+    assert sum("ZeroDivisionError" in f["message"] for f in failures) == 1
+    assert "CANARYNAME" not in errors + (out / "failures.jsonl").read_text()
+    ids = {r.record_id for r in Store(out).records}
+    assert ids == {Pseudonyms(bytes(32)).record(f"{k}.png") for k in (0, 1, 2, 5, 6, 8, 9)}
+
+
+def test_a_full_disk_is_said_and_the_run_goes_on_afterwards(source, whole, tmp_path):
+    def small_files() -> None:  # a limit of 60 kB a file stands for the full disk
+        resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
+
+    process = start(source, tmp_path / "s", preexec_fn=small_files)
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == StoreError.exit_code
+    assert errors == (
+        "StoreError: the record store cannot be written: there is no space left. "
+        "Mend that and run the same command again; it resumes."
+    )
+    assert not (tmp_path / "s" / "store.json").exists()
+    process = start(source, tmp_path / "s")
+    process.communicate(timeout=300)
+    assert process.returncode == 0
+    assert tree_hash(tmp_path / "s") == whole[0]

@@ -7,12 +7,12 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+
+from medvl.notice import NOTICE
 from medvl.preprocess.checks import check_records, check_store
 from medvl.preprocess.chunks import Failure
 from medvl.preprocess.quality import render_quality
 from medvl.preprocess.reports import parse_report
-
-from medvl.notice import NOTICE
 from medvl.records import Box, Record
 from medvl.specs import PixelSpec, ReportSpec, text_hash
 from medvl.store import write_shard

@@ -22,10 +22,11 @@ from pathlib import Path
 import numpy as np
 import openjpeg
 import pydicom
-from medvl.preprocess.pipeline import prepare
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate
 from pydicom.uid import UID, ExplicitVRLittleEndian, JPEG2000Lossless, JPEGLSLossless, RLELossless
+
+from medvl.preprocess.pipeline import prepare
 
 BAR = 2.0
 SIZE_PX = 2048
