@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from medvl.preprocess.reading import kind_of
-
 from medvl.errors import InputError, UsageError
+from medvl.preprocess.reading import kind_of
 
 __all__ = ["IMAGE_SUFFIXES", "TABLE_SUFFIXES", "SourceFile", "discover"]
 

@@ -9,12 +9,11 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from medvl.errors import InputError
 from medvl.preprocess.dicom import DicomHeader, read_header
 from medvl.preprocess.discovery import SourceFile
 from medvl.preprocess.limits import DEFAULT_LIMITS
 from medvl.preprocess.part10 import opened
-
-from medvl.errors import InputError
 
 __all__ = ["FoundImage", "Map", "find_images"]
 

@@ -9,13 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Generic, TypeVar
 
+from medvl.errors import BadTable, file_token
 from medvl.preprocess.columns import Columns, Overrides, guess_columns
 from medvl.preprocess.discovery import IMAGE_SUFFIXES
 from medvl.preprocess.headers import FoundImage
 from medvl.preprocess.labels import row_labels
 from medvl.preprocess.tables import read_table
-
-from medvl.errors import BadTable, file_token
 from medvl.records import LabelState
 from medvl.specs import text_hash
 

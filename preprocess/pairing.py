@@ -13,14 +13,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from medvl.errors import BadTable, file_token
 from medvl.preprocess.columns import ROLES, Columns, Overrides
 from medvl.preprocess.dicom import DicomHeader
 from medvl.preprocess.discovery import SourceFile, discover
 from medvl.preprocess.headers import FoundImage, Map, find_images
 from medvl.preprocess.labels import read_boxes, read_labels
 from medvl.preprocess.matching import ByKey, Match, ReportTable, Row
-
-from medvl.errors import BadTable, file_token
 from medvl.records import Box, LabelState
 
 __all__ = ["Item", "Pairing", "SourceFile", "Unpaired", "discover", "pair"]

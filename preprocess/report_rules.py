@@ -38,7 +38,8 @@ class Rules:
         lines: finds headings that no colon ends.
         section_tags: section name to the tag of all its sentences.
         abbreviations: words before a full stop that ends no sentence.
-        finding: words for what a picture can show; ``picture``: words for the picture itself.
+        finding: words for what a picture can show; ``picture``: words for the picture itself;
+            ``comparison``: all words that the mere name of an earlier study may have.
         tags: tag to its rule.
     """
 
@@ -49,6 +50,7 @@ class Rules:
     abbreviations: frozenset[str]
     finding: frozenset[str]
     picture: frozenset[str]
+    comparison: frozenset[str]
     tags: dict[str, TagRule]
 
 
@@ -78,6 +80,7 @@ def load_rules(parser: str) -> Rules:
         abbreviations=frozenset(data["abbreviations"]),
         finding=frozenset(data["finding"]),
         picture=frozenset(data["picture"]),
+        comparison=frozenset(data["comparison"]),
         tags={tag: _tag_rule(rule) for tag, rule in data["tags"].items()},
     )
 
@@ -108,7 +111,7 @@ def find_tags(sentence: str, section: str, parser: str) -> tuple[str, ...]:
             tags.add(f"{tag}-mixed" if shows and _MIXED.get(tag, _never)(lower, where, rules) else tag)
     if section in rules.section_tags:
         tags.add(rules.section_tags[section])
-        if section == "comparison" and not shows:
+        if section == "comparison" and words <= rules.comparison:
             tags.add("comparison")
     return tuple(sorted(tags))
 

@@ -7,7 +7,6 @@ import re
 from collections.abc import Iterator
 
 from medvl.preprocess.report_rules import Rules
-
 from medvl.records import Section
 
 __all__ = ["find_sections", "sentence_spans"]

@@ -15,10 +15,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from medvl.errors import BadReport
 from medvl.preprocess.report_rules import PARSERS, find_tags, load_rules
 from medvl.preprocess.report_spans import find_sections, sentence_spans
-
-from medvl.errors import BadReport
 from medvl.records import Report, Sentence
 from medvl.specs import PLACEHOLDER, ReportSpec
 

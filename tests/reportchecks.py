@@ -6,7 +6,6 @@ import re
 from collections import Counter
 
 from medvl.preprocess.reports import changes, parse_report
-
 from medvl.records import Report
 from medvl.specs import ReportSpec, fold
 

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from medvl.preprocess.discovery import discover
-from medvl.preprocess.pairing import pair
 from PIL import Image as Pillow
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian
 
 from medvl.errors import BadTable, UsageError
+from medvl.preprocess.discovery import discover
+from medvl.preprocess.pairing import pair
 from medvl.records import Box
 
 

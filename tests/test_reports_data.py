@@ -8,10 +8,10 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+
 from medvl.preprocess.columns import guess_columns
 from medvl.preprocess.reports import changes, parse_report
 from medvl.preprocess.tables import read_table
-
 from medvl.records import Report
 from medvl.specs import ReportSpec
 

@@ -1,4 +1,4 @@
-"""The text views against the truth of the phantoms, which say of each sentence whether an image can show it."""
+"""The text views against the phantoms, which say of each sentence whether an image can show it."""
 
 from __future__ import annotations
 

@@ -6,11 +6,11 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from medvl.errors import BadTable
 from medvl.preprocess.columns import guess_columns
 from medvl.preprocess.labels import LabelEncoding, finding_name, read_boxes, read_labels, row_labels
 from medvl.preprocess.tables import read_table
-
-from medvl.errors import BadTable
 from medvl.records import Box
 
 
