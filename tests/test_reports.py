@@ -168,7 +168,6 @@ PROBES = [
     "No interval change in cardiomegaly.",
     "No increase in the nodule.",
     "No evidence of pneumothorax.",
-    "Without effusion.",
     "SpO2 <92%.",
     "A 1.5 cm nodule in the left upper lobe, >2 cm from the hilum.",
 ]
