@@ -164,7 +164,7 @@ def sentence_score(sentence, regions, temperature):
 
 
 def sentence_region_loss(
-    sentences, regions, sentence_mask, region_mask, positives, keys, scale, temperature, mode
+    sentences, regions, sentence_mask, region_mask, positives, keys, scale, temperature, mode, shared
 ):
     """The mean over all valid sentences of their cross-entropy over the images of the batch."""
     batch = len(regions)
@@ -173,13 +173,17 @@ def sentence_region_loss(
         for m in range(len(sentences[r])):
             if not sentence_mask[r][m]:
                 continue
-            logits, right = [], []
+            logits, right = {}, {}
             for b in range(batch):
-                valid = [regions[b][n] for n in range(len(regions[b])) if region_mask[b][n]]
-                logits.append(scale * sentence_score(sentences[r][m], valid, temperature))
                 said = keys is not None and any(
                     sentence_mask[b][o] and keys[b][o] == keys[r][m] for o in range(len(sentences[b]))
                 )
-                right.append(1.0 if said else float(positives[b][r]))
-            losses.append(row_cross_entropy(logits, targets_of(right, r, mode)))
+                if said and shared == "mask" and b != r:
+                    continue
+                valid = [regions[b][n] for n in range(len(regions[b])) if region_mask[b][n]]
+                logits[b] = scale * sentence_score(sentences[r][m], valid, temperature)
+                right[b] = 1.0 if said and shared == "positive" else float(positives[b][r])
+            kept = list(logits)
+            target = targets_of([right[b] for b in kept], kept.index(r), mode)
+            losses.append(row_cross_entropy([logits[b] for b in kept], target))
     return sum(losses) / len(losses)

@@ -324,6 +324,21 @@ def test_impossible_numbers(name):
         Clip(DIM, temperature=math.nan)
 
 
+def test_unknown_rule_for_shared_sentences():
+    with pytest.raises(ConfigError, match=r"shared_sentences is 'masked'\. Allowed: ignore, mask, positive"):
+        OBJECTIVES.build("multi", {"shared_sentences": "masked"}, DIM)
+
+
+@pytest.mark.parametrize("rule", ["mask", "positive"])
+def test_multi_reads_sentence_keys(rule):
+    image, text = features(6)
+    matrix = torch.eye(6)
+    plain = build("multi")(image, text, matrix).terms["sentence"]
+    objective = build("multi", shared_sentences=rule)
+    assert objective(image, text, matrix).terms["sentence"] != plain
+    assert objective(image, replace(text, sentence_keys=None), matrix).terms["sentence"] == plain
+
+
 def test_unknown_patch_context():
     with pytest.raises(ConfigError, match="patch_context is 'cnn'"):
         OBJECTIVES.build("mgca", {"patch_context": "cnn"}, DIM)

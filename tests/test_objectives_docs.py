@@ -19,7 +19,7 @@ def test_code_runs():
 
 @pytest.mark.parametrize("name", list(OBJECTIVES))
 def test_tables_name_every_option(name):
-    section = PAGE.split(f"\n## `{name}`\n")[1].split("\n## ")[0]
+    section = PAGE.split(f"\n## `{name}`\n")[1].split("\n## ")[0].split("\n| option | default | |\n")[1]
     documented = {}
     for names, values in re.findall(r"^\| (`.+?`) \| (.+?) \|", section, flags=re.MULTILINE):
         names, values = re.findall(r"`(\w+)`", names), values.replace("`", "").split(", ")

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medvl.objectives.sentences import (
+    said_by,
     sentence_keys,
-    sentence_positives,
     sentence_region_loss,
     sentence_region_scores,
 )
@@ -94,37 +94,50 @@ def test_boilerplate_that_every_report_says(mode, value):
         keys,
         scale=9.0,
         false_negatives=mode,
+        shared_sentences="positive",
     )
     assert loss.item() == pytest.approx(value, abs=1e-12)
 
 
 def test_an_image_that_says_the_same_is_no_negative():
-    # Sentence and region are e1 in images 0 and 1 (both reports say it), e2 elsewhere. With keys the
-    # floor of the two rows is ln 2 and is reached; without, half of each row is charged.
+    # Sentence and region are e1 in images 0 and 1 (both reports say it), others elsewhere.
     basis = torch.eye(3, dtype=D)
     features = basis[[0, 0, 1, 2]][:, None]
     keys = torch.tensor([[7], [7], [8], [9]])
-    at = {"scale": 100.0, "false_negatives": "mask"}
+    at = {"scale": 100.0, "false_negatives": "soft"}
     plain = (features, features, real(4, 1), real(4, 1), torch.eye(4, dtype=D))
-    assert sentence_region_loss(*plain, keys, **at).item() == pytest.approx(0.0, abs=1e-12)
-    assert sentence_region_loss(*plain, **at).item() == pytest.approx(math.log(2) / 2, abs=1e-12)
+    # Masked, the other image is gone and the loss 0; as a positive or a negative each of the two
+    # sentences costs ln 2, but as a positive that is the floor and there is no gradient.
+    masked = sentence_region_loss(*plain, keys, shared_sentences="mask", **at)
+    assert masked.item() == pytest.approx(0.0, abs=1e-12)
+    for shared in ("positive", "ignore"):
+        loss = sentence_region_loss(*plain, keys, shared_sentences=shared, **at)
+        assert loss.item() == pytest.approx(math.log(2) / 2, abs=1e-12)
 
 
 # --- oracle, gradient, blocks -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("keyed", ["keys", "no keys"])
-def test_equals_the_loop(mode, keyed):
+@pytest.mark.parametrize("shared", ["ignore", "mask", "positive", "no keys"])
+def test_equals_the_loop(mode, shared):
     sentences, regions, sentence_mask, region_mask, positives, keys = ragged()
-    keys = keys if keyed == "keys" else None
+    keys, shared = (None, "positive") if shared == "no keys" else (keys, shared)
     scale = torch.tensor(6.0, dtype=D, requires_grad=True)
     inputs = (sentences.requires_grad_(), regions.requires_grad_(), scale)
     rest = (sentence_mask, region_mask, positives, keys)
     fast = sentence_region_loss(
-        *inputs[:2], *rest, scale=scale, temperature=0.3, false_negatives=mode, block_entries=40
+        *inputs[:2],
+        *rest,
+        scale=scale,
+        temperature=0.3,
+        false_negatives=mode,
+        shared_sentences=shared,
+        block_entries=40,
     )
-    slow = oracles.sentence_region_loss(*inputs[:2], *rest, scale=scale, temperature=0.3, mode=mode)
+    slow = oracles.sentence_region_loss(
+        *inputs[:2], *rest, scale=scale, temperature=0.3, mode=mode, shared=shared
+    )
     assert fast.item() == pytest.approx(slow.item(), abs=1e-12)
     for a, b in zip(torch.autograd.grad(fast, inputs), torch.autograd.grad(slow, inputs), strict=True):
         torch.testing.assert_close(a, b, atol=1e-10, rtol=0)
@@ -174,7 +187,14 @@ def test_gradcheck():
 
 def run(sentences, regions, sentence_mask, region_mask, positives, keys):
     return sentence_region_loss(
-        sentences, regions, sentence_mask, region_mask, positives, keys, scale=8.0
+        sentences,
+        regions,
+        sentence_mask,
+        region_mask,
+        positives,
+        keys,
+        scale=8.0,
+        shared_sentences="positive",
     ).item()
 
 
@@ -221,7 +241,11 @@ def test_distinct_cases_are_the_plain_contrast(mode):
     keys = torch.arange(12).view(4, 3)
     parts = (sentences, regions, sentence_mask, region_mask)
     plain = sentence_region_loss(*parts, torch.zeros(4, 4, dtype=D), scale=8.0, false_negatives="none")
-    assert sentence_region_loss(*parts, torch.eye(4, dtype=D), keys, scale=8.0, false_negatives=mode) == plain
+    for shared in ("ignore", "mask", "positive"):
+        loss = sentence_region_loss(
+            *parts, torch.eye(4, dtype=D), keys, scale=8.0, false_negatives=mode, shared_sentences=shared
+        )
+        assert loss == plain
 
 
 # --- edges, precision ---------------------------------------------------------------------------------
@@ -278,24 +302,12 @@ def test_finite_at_scale_100(dtype, mode):  # T5
 # --- keys ---------------------------------------------------------------------------------------------
 
 
-def test_positives_of_sentences():
-    _, _, sentence_mask, _, positives, keys = ragged()
-    # Rows: report 0 sentences 0, 1; report 1 sentence 1; report 2 sentences 0, 1, 2. Columns: images.
+def test_who_says_a_sentence():
+    _, _, sentence_mask, _, _, keys = ragged()
+    # Rows: report 0 sentences 0, 1; report 1 sentence 1; report 2 sentences 0, 1, 2. Columns: reports.
     # Key 11 is said by reports 0 and 2; key 12 by report 0 only, since report 1's is padding.
-    expected = torch.tensor(
-        [
-            [1.0, 0.4, 1.0, 0.0],
-            [1.0, 0.4, 1.0, 0.0],
-            [0.4, 1.0, 0.0, 0.0],
-            [1.0, 0.0, 1.0, 0.0],
-            [1.0, 0.0, 1.0, 0.0],
-            [1.0, 0.0, 1.0, 0.0],
-        ],
-        dtype=D,
-    )
-    torch.testing.assert_close(sentence_positives(positives, sentence_mask, keys), expected)
-    apart = sentence_positives(torch.eye(4, dtype=D), sentence_mask, keys)
-    assert apart[0].tolist() == [1, 0, 1, 0] and apart[1].tolist() == [1, 0, 0, 0]
+    expected = [[1, 0, 1, 0], [1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [1, 0, 1, 0], [0, 0, 1, 0]]
+    assert said_by(sentence_mask, keys).long().tolist() == expected
 
 
 reports = st.lists(

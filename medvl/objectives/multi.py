@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from medvl.features import ImageFeatures, LossTerms, TextFeatures
 from medvl.objectives.combine import weighted
 from medvl.objectives.contrast import LogitScale, clip_loss
-from medvl.objectives.options import check_numbers, false_negatives_mode
+from medvl.objectives.options import check_numbers, false_negatives_mode, shared_sentences_mode
 from medvl.objectives.prototypes import Prototypes, prototype_alignment
 from medvl.objectives.sentences import sentence_region_loss
 
@@ -33,6 +33,8 @@ class Multi(nn.Module):
         temperature: initial temperature of both learned scales.
         region_temperature: temperature of a sentence's attention over regions.
         false_negatives: what becomes of other cases that are right answers, in both contrasts.
+        shared_sentences: what becomes of other images whose report says a sentence word for word; see
+            :func:`medvl.objectives.sentences.sentence_region_loss`.
         prototypes: number of prototypes K.
         prototype_temperature: τ of the predicted assignment.
         epsilon: entropy of the Sinkhorn assignment.
@@ -40,7 +42,8 @@ class Multi(nn.Module):
         frozen_epochs: epochs before the prototypes move.
 
     Raises:
-        ConfigError: an unknown ``false_negatives``, a negative weight, or a temperature below 0.01.
+        ConfigError: an unknown ``false_negatives`` or ``shared_sentences``, a negative weight, or a
+            temperature below 0.01.
     """
 
     needs_local = True
@@ -55,6 +58,7 @@ class Multi(nn.Module):
         temperature: float = 0.07,
         region_temperature: float = 0.1,
         false_negatives: str = "soft",
+        shared_sentences: str = "ignore",
         prototypes: int = 128,
         prototype_temperature: float = 0.2,
         epsilon: float = 0.05,
@@ -74,6 +78,7 @@ class Multi(nn.Module):
         }
         self.region_temperature = region_temperature
         self.false_negatives = false_negatives_mode(false_negatives)
+        self.shared_sentences = shared_sentences_mode(shared_sentences)
         self.prototype_temperature = prototype_temperature
         self.epsilon = epsilon
         self.iterations = iterations
@@ -108,6 +113,7 @@ class Multi(nn.Module):
                     scale=self.sentence_scale(),
                     temperature=self.region_temperature,
                     false_negatives=self.false_negatives,
+                    shared_sentences=self.shared_sentences,
                 ),
                 "prototype": prototype_alignment(
                     image_features.pooled,

@@ -6,10 +6,19 @@ from typing import Literal, cast, get_args
 
 from medvl.errors import ConfigError, nearest
 
-__all__ = ["FalseNegatives", "PatchContext", "check_numbers", "false_negatives_mode", "patch_context_mode"]
+__all__ = [
+    "FalseNegatives",
+    "PatchContext",
+    "SharedSentences",
+    "check_numbers",
+    "false_negatives_mode",
+    "patch_context_mode",
+    "shared_sentences_mode",
+]
 
 FalseNegatives = Literal["none", "mask", "multi", "soft"]
 PatchContext = Literal["auto", "raw", "unit"]
+SharedSentences = Literal["ignore", "mask", "positive"]
 
 
 def false_negatives_mode(value: str) -> FalseNegatives:
@@ -18,8 +27,7 @@ def false_negatives_mode(value: str) -> FalseNegatives:
     Raises:
         ConfigError: it is not one of ``none``, ``mask``, ``multi``, ``soft``.
     """
-    if value not in get_args(FalseNegatives):
-        raise ConfigError(f"false_negatives is '{value}'.", hint=nearest(value, get_args(FalseNegatives)))
+    _check_choice("false_negatives", value, get_args(FalseNegatives))
     return cast(FalseNegatives, value)
 
 
@@ -29,9 +37,18 @@ def patch_context_mode(value: str) -> PatchContext:
     Raises:
         ConfigError: it is not one of ``auto``, ``raw``, ``unit``.
     """
-    if value not in get_args(PatchContext):
-        raise ConfigError(f"patch_context is '{value}'.", hint=nearest(value, get_args(PatchContext)))
+    _check_choice("patch_context", value, get_args(PatchContext))
     return cast(PatchContext, value)
+
+
+def shared_sentences_mode(value: str) -> SharedSentences:
+    """Return ``value`` as a rule for sentences that several reports say.
+
+    Raises:
+        ConfigError: it is not one of ``ignore``, ``mask``, ``positive``.
+    """
+    _check_choice("shared_sentences", value, get_args(SharedSentences))
+    return cast(SharedSentences, value)
 
 
 def check_numbers(least: float | int, **values: float | int) -> None:
@@ -49,3 +66,8 @@ def check_numbers(least: float | int, **values: float | int) -> None:
         # Written so that NaN is refused too.
         if not value >= least:
             raise ConfigError(f"{name} is {value}.", hint=f"Allowed: {least:g} or more.")
+
+
+def _check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ConfigError(f"{name} is '{value}'.", hint=nearest(value, allowed))

@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from medvl.objectives.contrast import cross_entropy, logit_mask_and_targets, unit
-from medvl.objectives.options import FalseNegatives
+from medvl.objectives.options import FalseNegatives, SharedSentences
 
-__all__ = ["sentence_keys", "sentence_positives", "sentence_region_loss", "sentence_region_scores"]
+__all__ = ["said_by", "sentence_keys", "sentence_region_loss", "sentence_region_scores"]
 
 # Sentence × image × region entries computed at once: 4 MiB in single precision stay in a processor's
 # cache; an accelerator wants fewer, larger blocks.
@@ -140,32 +140,20 @@ def sentence_keys(
     return keys.scatter_add(1, index, mixed)[:, 1 : sentences + 1]
 
 
-def sentence_positives(
-    positives: Float[Tensor, "batch batch"],
-    sentence_mask: Bool[Tensor, "batch sentences"],
-    keys: Int[Tensor, "batch sentences"] | None = None,
-) -> Float[Tensor, "valid batch"]:
-    """How far each image is a right answer to each valid sentence.
-
-    The image of the sentence's own report counts 1, another image as ``positives`` says of the two
-    cases, and, where ``keys`` are given, every image whose report says the sentence word for word
-    counts 1: "Heart size is normal." describes half of a clinic, and the other half of that half are
-    no negatives.
+def said_by(
+    sentence_mask: Bool[Tensor, "batch sentences"], keys: Int[Tensor, "batch sentences"]
+) -> Bool[Tensor, "valid batch"]:
+    """Which reports say each valid sentence word for word, its own included.
 
     Examples:
-        >>> keys = torch.tensor([[5, 6], [5, 7]])
-        >>> sentence_positives(torch.eye(2), torch.ones(2, 2) > 0, keys).tolist()
-        [[1.0, 1.0], [1.0, 0.0], [1.0, 1.0], [0.0, 1.0]]
+        >>> said_by(torch.ones(2, 2) > 0, torch.tensor([[5, 6], [5, 7]])).tolist()
+        [[True, True], [True, False], [True, True], [False, True]]
     """
-    report, place = sentence_mask.nonzero(as_tuple=True)
-    by_case = positives.T[report]
-    if keys is None:
-        return by_case
-    own_key = keys[report, place]
+    own_key = keys[sentence_mask]
     said = torch.zeros(len(own_key), len(keys), dtype=torch.bool, device=keys.device)
     for column in range(keys.shape[1]):
         said |= (own_key[:, None] == keys[:, column]) & sentence_mask[:, column]
-    return by_case.masked_fill(said, 1.0)
+    return said
 
 
 def sentence_region_loss(
@@ -179,6 +167,7 @@ def sentence_region_loss(
     scale: Float[Tensor, ""] | float,
     temperature: float = 0.1,
     false_negatives: FalseNegatives = "soft",
+    shared_sentences: SharedSentences = "ignore",
     block_entries: int | None = None,
 ) -> Float[Tensor, ""]:
     """Each sentence must find its own image among all images of the batch, by its best regions.
@@ -186,8 +175,9 @@ def sentence_region_loss(
     ``L = (1/M) Σ_m H_m``, ``H_m = −Σ_b P_mb log softmax_b(s · score_mb)``
 
     Notation: ``M`` counts the valid sentences of all reports; ``score`` is
-    :func:`sentence_region_scores`; ``s`` is ``scale``; ``P`` is :func:`sentence_positives` under the rule
-    ``false_negatives``. Without any sentence the loss is 0.
+    :func:`sentence_region_scores`; ``s`` is ``scale``; ``P_m`` is the column of ``positives`` of the
+    sentence's report under the rules ``false_negatives`` and ``shared_sentences``. Without any sentence
+    the loss is 0.
 
     Args:
         sentences: one vector a sentence.
@@ -200,6 +190,9 @@ def sentence_region_loss(
         temperature: τ of the attention over regions.
         false_negatives: what becomes of other images that the sentence describes; see
             :func:`medvl.objectives.contrast.logit_mask_and_targets`.
+        shared_sentences: what becomes of other images whose report says the sentence word for word:
+            ``ignore`` asks ``positives`` alone, ``mask`` leaves them out of the softmax, ``positive``
+            counts them as ``positives = 1``. Without ``keys`` all three are ``ignore``.
         block_entries: sentence × image × region entries held at once; None suits the device.
 
     Raises:
@@ -217,6 +210,12 @@ def sentence_region_loss(
     )
     report = sentence_mask.nonzero(as_tuple=True)[0]
     own = report[:, None] == torch.arange(len(regions), device=report.device)
-    right = sentence_positives(positives.to(logits.dtype), sentence_mask, keys)
-    losses = cross_entropy(logits, *logit_mask_and_targets(right, own, mode=false_negatives))
+    right = positives.to(logits.dtype).T[report]
+    masked = torch.zeros_like(own)
+    if keys is not None and shared_sentences != "ignore":
+        said = said_by(sentence_mask, keys)
+        right = right.masked_fill(said, 1.0 if shared_sentences == "positive" else 0.0)
+        masked = masked if shared_sentences == "positive" else said & ~own
+    left_out, targets = logit_mask_and_targets(right, own, mode=false_negatives)
+    losses = cross_entropy(logits, left_out | masked, targets)
     return losses.sum() / max(1, len(losses))
