@@ -320,11 +320,9 @@ def test_values_out_of_range_are_refused(changes, message, tmp_path):
     assert not (tmp_path / "set").exists()
 
 
-def test_an_unknown_level_names_the_nearest():
-    from medvl.phantoms.truth import find_level
-
+def test_an_unknown_level_names_the_nearest(tmp_path):
     with pytest.raises(UsageError, match=r"'midle'.*Did you mean 'middle'"):
-        find_level("midle")
+        write_phantoms(tmp_path / "set", n=2, seed=0, level="midle")
 
 
 def test_a_folder_with_something_else_is_left_alone(tmp_path):

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -19,7 +20,7 @@ from medvl.errors import UsageError
 from medvl.notice import NOTICE
 from medvl.phantoms.probes import Probe, shortcut_probes
 from medvl.phantoms.study import Phantoms, StudyRows, patient_study_counts, write_patient
-from medvl.phantoms.truth import FINDINGS, LevelName, find_level
+from medvl.phantoms.truth import FINDINGS, find_level
 from medvl.specs import text_hash
 
 __all__ = ["PhantomSummary", "write_phantoms"]
@@ -83,7 +84,7 @@ def write_phantoms(
     *,
     n: int,
     seed: int,
-    level: LevelName = "middle",
+    level: str = "middle",
     size_px: int = 256,
     unobservable: float = 0.3,
     workers: int | None = None,
@@ -119,7 +120,7 @@ def write_phantoms(
     """
     _check(n=n, seed=seed, size_px=size_px, unobservable=unobservable, workers=workers)
     phantoms = Phantoms(n, seed, find_level(level), size_px, float(unobservable))
-    asked = {
+    asked: dict[str, Any] = {
         "studies": n,
         "seed": seed,
         "level": level,
@@ -178,7 +179,7 @@ def _check(*, n: int, seed: int, size_px: int, unobservable: float, workers: int
         )
 
 
-def _begin(out: Path, asked: dict[str, object]) -> PhantomSummary | None:
+def _begin(out: Path, asked: dict[str, Any]) -> PhantomSummary | None:
     """Claim the folder; return the summary if the same set is already there."""
     card = out / "phantom.json"
     if card.is_file():
