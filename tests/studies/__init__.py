@@ -1,0 +1,1 @@
+"""Experiments whose tables stand in the documentation: each is one command, with n, seeds and intervals."""
