@@ -30,7 +30,7 @@ IMAGE, TEXT = "#2a7fb8", "#d9822b"
 """Of films and of reports, in every figure."""
 FINDING_COLOURS = ("#2a7fb8", "#d9822b", "#3a9d6e", "#b5529c", "#c8a415", "#7a6fc2", "#c2473d", "#5aa7a7")
 _INK, _SOFT, _LINE = "#1b2430", "#5d6b7a", "#dde3e9"
-_STYLE = {
+_STYLE: Any = {
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],
     "font.size": 9,
@@ -166,10 +166,23 @@ def embedding_map(
             if not chosen:
                 continue
             axes.scatter(
-                *films[chosen].T, s=20, color=colour, linewidth=0, alpha=0.9, zorder=3, label=group or "other"
+                films[chosen, 0],
+                films[chosen, 1],
+                s=20,
+                color=colour,
+                linewidth=0,
+                alpha=0.9,
+                zorder=3,
+                label=group or "other",
             )
             axes.scatter(
-                *reports[chosen].T, s=20, facecolor="none", edgecolor=colour, linewidth=1.1, zorder=2
+                reports[chosen, 0],
+                reports[chosen, 1],
+                s=20,
+                facecolor="none",
+                edgecolor=colour,
+                linewidth=1.1,
+                zorder=2,
             )
         axes.scatter([], [], s=20, color=_SOFT, label="filled: film")
         axes.scatter([], [], s=20, facecolor="none", edgecolor=_SOFT, label="hollow: report")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -131,6 +131,7 @@ class Ranking:
         self._row = self._starts // self.gallery
         self._before = self._starts - self._row * self.gallery
         self._size = np.diff(self._starts, append=scores.size)
+        self._judged: tuple[Any, Any] | None = None  # the last relevance matrix and its counts
 
     def hit(self, relevant: Bool[np.ndarray, "queries gallery"], *, k: int) -> Float[np.ndarray, " queries"]:
         r"""Return the probability that one of the first ``k`` items is relevant: R@K is its mean.
@@ -201,6 +202,8 @@ class Ranking:
             raise UsageError(
                 f"the relevance matrix is {relevant.shape}, the scores are {(self.queries, self.gallery)}."
             )
+        if self._judged is not None and self._judged[0] is relevant:
+            return self._judged[1]
         total = relevant.sum(1)
         if (total == 0).any():
             raise UsageError(
@@ -208,15 +211,16 @@ class Ranking:
                 hint="Leave those queries out and count them.",
             )
         ranked = np.take_along_axis(relevant, self._order, axis=1).ravel()
-        return np.add.reduceat(ranked, self._starts, dtype=np.int64), total
+        counts = np.add.reduceat(ranked, self._starts, dtype=np.int64), total
+        self._judged = relevant, counts
+        return counts
 
     def _first(
         self, relevant: Bool[np.ndarray, "queries gallery"]
     ) -> tuple[Int[np.ndarray, " queries"], Int[np.ndarray, " queries"], Int[np.ndarray, " queries"]]:
         right, _ = self._counts(relevant)
         holds = np.flatnonzero(right)
-        _, index = np.unique(self._row[holds], return_index=True)
-        first = holds[index]
+        first = holds[np.append(True, np.diff(self._row[holds]) > 0)]
         return self._before[first], self._size[first], right[first]
 
 

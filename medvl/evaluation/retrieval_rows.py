@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +19,7 @@ PRECISION_AT = (5, 10, 50)
 GALLERIES = (100, 1000)
 _DRAWS = 20
 _GALLERY_DRAWS = 100
+_DEALT_QUERIES = 500
 
 
 @dataclass(frozen=True)
@@ -45,8 +46,8 @@ def direction_numbers(
     """Return the figures of one direction and how many queries each relevance mode leaves out.
 
     Keys are ``<mode>/<metric>/<row>``. Rows: ``model``; those of ``others``; ``chance`` (a constant
-    score, in closed form); ``shuffled`` (the right answers dealt to the queries at random; mean and
-    percentiles over 20 deals); ``labels`` (an oracle that knows the set of findings and nothing else);
+    score, in closed form); ``shuffled`` (the right answers dealt to at most 500 queries at random; mean
+    and percentiles over 20 deals); ``labels`` (an oracle that knows the set of findings and nothing else);
     ``ceiling`` (an oracle that knows the words of the report; equal reports tie). ``normalised`` is the
     model over the ceiling.
 
@@ -56,25 +57,24 @@ def direction_numbers(
         seed: of the bootstrap and of the deals.
     """
     numbers: dict[str, Number] = {}
-    left_out: dict[str, int] = {}
-    random = np.random.default_rng([seed, 1])
-    for mode in MODES:
-        relevant = relevance(direction.queries, direction.gallery, mode=mode)
-        asked = relevant.any(1)
-        left_out[mode] = int((~asked).sum())
-        if not asked.any():
-            continue
-        relevant = relevant[asked]
-        patients = [patient for patient, keep in zip(direction.patients, asked, strict=True) if keep]
-        bootstrap = Bootstrap(patients, resamples=resamples, seed=seed)
-        for row, scores in _rows(direction, asked).items():
-            resampled = row in ("model", *direction.others)
-            figures = _figures(Ranking(scores), relevant, mode, bootstrap, resampled=resampled)
-            for metric, number in figures.items():
+    relevant = {mode: relevance(direction.queries, direction.gallery, mode=mode) for mode in MODES}
+    left_out: dict[str, int] = {mode: int((~right.any(1)).sum()) for mode, right in relevant.items()}
+    asked = {mode: right.any(1) for mode, right in relevant.items() if right.any()}
+    patients = np.asarray([str(patient) for patient in direction.patients])
+    for row, scores in _rows(direction):
+        whole = Ranking(scores)  # one at a time: a ranking takes some 30 bytes a score
+        for mode, kept in asked.items():
+            bootstrap = None
+            if row in ("model", *direction.others):
+                bootstrap = Bootstrap(patients[kept].tolist(), resamples=resamples, seed=seed)
+            ranking = whole if kept.all() else Ranking(scores[kept])
+            for metric, number in _figures(ranking, relevant[mode][kept], mode, bootstrap).items():
                 numbers[f"{mode}/{metric}/{row}"] = number
-        for metric, number in _shuffled(Ranking(direction.scores[asked]), relevant, mode, random).items():
+    random = np.random.default_rng([seed, 1])
+    for mode, kept in asked.items():
+        for metric, number in _shuffled(direction.scores[kept], relevant[mode][kept], mode, random).items():
             numbers[f"{mode}/{metric}/shuffled"] = number
-        for k in _cut(relevant.shape[1]):
+        for k in _cut(len(direction.gallery.study)):
             best = numbers[f"{mode}/R@{k}/ceiling"].value
             numbers[f"{mode}/R@{k}/normalised"] = numbers[f"{mode}/R@{k}/model"].scaled(1 / best)
     return numbers, left_out
@@ -110,19 +110,15 @@ def _cut(gallery: int) -> tuple[int, ...]:
     return tuple(k for k in RECALL_AT if k <= gallery)
 
 
-def _rows(
-    direction: Direction, asked: Bool[np.ndarray, " queries"]
-) -> dict[str, Float[np.ndarray, "asked gallery"]]:
-    queries = direction.queries.take(asked)
-    rows = {"model": direction.scores[asked]}
-    rows |= {name: scores[asked] for name, scores in direction.others.items()}
-    rows["chance"] = np.zeros_like(rows["model"], np.float64)
+def _rows(direction: Direction) -> Iterator[tuple[str, Float[np.ndarray, "queries gallery"]]]:
+    yield "model", direction.scores
+    yield from direction.others.items()
+    yield "chance", np.zeros_like(direction.scores, np.float64)
+    queries, gallery = direction.queries, direction.gallery
     if (queries.label >= 0).any():
-        rows["labels"] = relevance(queries, direction.gallery, mode="label").astype(np.float64)
-    same_words = relevance(queries, direction.gallery, mode="text")
-    own = relevance(queries, direction.gallery, mode="id")
-    rows["ceiling"] = (same_words | own).astype(np.float64)
-    return rows
+        yield "labels", relevance(queries, gallery, mode="label").astype(np.float64)
+    same = relevance(queries, gallery, mode="text") | relevance(queries, gallery, mode="id")
+    yield "ceiling", same.astype(np.float64)
 
 
 def _per_query(
@@ -140,13 +136,11 @@ def _figures(
     ranking: Ranking,
     relevant: Bool[np.ndarray, "queries gallery"],
     mode: str,
-    bootstrap: Bootstrap,
-    *,
-    resampled: bool,
+    bootstrap: Bootstrap | None,
 ) -> dict[str, Number]:
     values = _per_query(ranking, relevant, mode)
     n = ranking.queries
-    if not resampled:
+    if bootstrap is None:  # a closed form has no interval
         numbers = {name: Number(float(value.mean()), n=n) for name, value in values.items()}
         return numbers | {"MedR": Number(float(np.median(values["MeanR"])), n=n)}
     numbers = {name: bootstrap.mean(value) for name, value in values.items()}
@@ -158,16 +152,18 @@ def _figures(
 
 
 def _shuffled(
-    ranking: Ranking,
+    scores: Float[np.ndarray, "queries gallery"],
     relevant: Bool[np.ndarray, "queries gallery"],
     mode: str,
     random: np.random.Generator,
 ) -> dict[str, Number]:
     found: dict[str, list[float]] = {}
+    rows = np.sort(random.permutation(len(relevant))[:_DEALT_QUERIES])
+    ranking = Ranking(scores[rows])
     for _ in range(_DRAWS):
-        dealt = relevant[random.permutation(len(relevant))]
+        dealt = relevant[random.permutation(len(relevant))[: len(rows)]]
         values = _per_query(ranking, dealt, mode)
         for name, value in values.items():
             found.setdefault(name, []).append(float(value.mean()))
         found.setdefault("MedR", []).append(float(np.median(values["MeanR"])))
-    return {name: spread(values, n=len(relevant)) for name, values in found.items()}
+    return {name: spread(values, n=len(rows)) for name, values in found.items()}

@@ -86,7 +86,7 @@ def fit_ridge(
             predicted = (images[held] - images[~held].mean(0)) @ weights
             scores = cosine_scores(predicted, texts[held] - texts[~held].mean(0))
             ranks[index] += (_relative_rank(scores) + _relative_rank(scores.T)) / 2 * held.mean()
-    best = max(range(len(alphas)), key=lambda index: (-round(ranks[index], 9), alphas[index]))
+    best = max(range(len(alphas)), key=lambda index: (-round(float(ranks[index]), 9), alphas[index]))
     weights = _solve(images, texts, [alphas[best]])[0]
     return Ridge(float(alphas[best]), weights, images.mean(0), texts.mean(0), float(ranks[best]))
 
