@@ -57,8 +57,9 @@ def test_state_holds_no_objects(tmp_path):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda f: (f / "state.json").write_text('{"pickle": "x"}'), "unknown kind|pickle|not iterable"),
+        (lambda f: (f / "state.json").write_text('{"pickle": "x"}'), "no attribute 'items'"),
         (lambda f: (f / "state.json").write_text('{"tensor": "9"}'), "'9'"),
+        (lambda f: (f / "state.json").write_text('{"set": []}'), "unknown kind 'set'"),
         (lambda f: (f / "state.json").write_text("["), "not valid JSON"),
         (lambda f: (f / "state.json").unlink(), "No such file"),
         (lambda f: (f / "state.safetensors").write_bytes(b"\xff" * 40), "eader"),
@@ -301,7 +302,7 @@ def test_provenance_says_what_was_read(store, tmp_path):
     values = checkpoints.read_provenance(tmp_path / "run")
     assert values["store"] == store_digest(Store(store)) and values["split_seed"] == 5
     assert values["records"]["train"] + values["records"]["val"] <= 48
-    assert values["versions"]["torch"] == torch.__version__.partition("+")[0]
+    assert values["versions"]["torch"] == torch.__version__
 
 
 def test_a_loss_that_is_no_number_stops_the_run(store, tmp_path):

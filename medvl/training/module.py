@@ -105,6 +105,16 @@ class AlignmentModule(LightningModule):
         super().optimizer_step(*args, **kwargs)
         self.objective.clamp_()  # type: ignore[operator]
 
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip the norm of all gradients; Lightning's own way refuses a fused AdamW in mixed precision."""
+        if gradient_clip_val:
+            torch.nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
+
     def configure_optimizers(self) -> dict[str, Any]:
         """Return AdamW over the layer groups with warm-up and cosine by step."""
         groups = parameter_groups(

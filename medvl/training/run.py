@@ -368,12 +368,9 @@ def _quiet() -> Iterator[None]:
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings():
         for message in (
-            ".*does not have many workers.*",
-            ".*is not currently supported with.*",
-            ".*GPU available but not used.*",
-            ".*You defined a `validation_step` but have no `val_dataloader`.*",
-            ".*ModelCheckpoint.*",
-            ".*treespec.*",
+            r".*module\(s\) in eval mode at the start of training.*",  # a frozen tower is meant to be
+            r".*GPU available but not used.*",  # machine.accelerator says so
+            r".*treespec, LeafSpec.*",  # Lightning calls what torch deprecates
         ):
             warnings.filterwarnings("ignore", message=message)
         try:

@@ -43,7 +43,7 @@ def read_state(folder: Path) -> Any:
         tensors = load_file(folder / "state.safetensors")
         tree = parse_json((folder / "state.json").read_text("utf-8"), what="state.json")
         return _decode(tree, tensors)
-    except (OSError, SafetensorError, ConfigError, KeyError, TypeError, ValueError) as error:
+    except (OSError, SafetensorError, ConfigError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"the training state cannot be read: {error}.",
             hint="Remove this checkpoint; the one before it is used.",
