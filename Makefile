@@ -31,8 +31,8 @@ check: $(VENV)/.test
 	$(BIN)/ruff format --check .
 	rm -rf .typing
 	$(BIN)/python -m pip install --quiet --no-deps --target .typing .
-	PYTHONPATH=.typing $(BIN)/lint-imports --no-cache
-	MYPYPATH=.typing $(BIN)/mypy -p medvl
+	cd .typing && PYTHONPATH=. ../$(BIN)/lint-imports --config ../pyproject.toml --no-cache
+	cd .typing && ../$(BIN)/mypy --config-file ../pyproject.toml -p medvl
 
 bench: $(VENV)/.test
 	$(BIN)/python -m tests.benchmarks

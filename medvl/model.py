@@ -17,8 +17,8 @@ from medvl.images import Image
 from medvl.modeldir import LoadedModel
 from medvl.preprocess.reading import read_image
 from medvl.preprocess.reports import parse_report
+from medvl.retrieval.lance import LanceIndex
 from medvl.retrieval.results import Results
-from medvl.retrieval.vectors import LanceIndex
 
 __all__ = ["Model"]
 
@@ -134,7 +134,7 @@ class Model:
             thumbnail = _jpeg(film)
         if not parts:
             raise UsageError("a search needs a text, an image, or both.", hint="Give --text or --image.")
-        query = np.mean(parts, axis=0, dtype=np.float32)
+        query = np.stack(parts).mean(0, dtype=np.float32)
         hits = opened.search(query, k=k, where=where, exclude_patients=exclude_patients)
         return Results(tuple(hits), text=text, where=where, query_thumbnail=thumbnail)
 

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from medvl.phantoms.cxr import PhantomSummary
     from medvl.preprocess.assembly import PrepareSummary
     from medvl.retrieval.index import IndexSummary
+    from medvl.retrieval.lance import LanceIndex
     from medvl.retrieval.results import Results
-    from medvl.retrieval.vectors import LanceIndex
     from medvl.training.recipe import Recipe
     from medvl.training.run import RunSummary
 
@@ -297,7 +297,7 @@ def search(
         bundle: the model; default: the one that made the index, if it has not moved.
         html: also write a page with pictures there.
     """
-    from medvl.retrieval.vectors import LanceIndex
+    from medvl.retrieval.lance import LanceIndex
 
     opened = LanceIndex(index)
     model = load(bundle if bundle is not None else _bundle_of(opened, index))
@@ -310,7 +310,8 @@ def search(
 
 def erase(index: str | Path, *, patients: Sequence[str] = (), records: Sequence[str] = ()) -> ErasureSummary:
     """Erase patients or records from an index for good; see :meth:`LanceIndex.erase`."""
-    from medvl.retrieval.vectors import LanceIndex, quoted
+    from medvl.retrieval.lance import LanceIndex
+    from medvl.retrieval.vectors import quoted
 
     opened = LanceIndex(index)
     clauses = [

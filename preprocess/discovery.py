@@ -77,7 +77,7 @@ def _kind(path: Path) -> Kind:
         kind = kind_of(path)
     except InputError:
         return "damaged"
-    if kind in ("dicom", "raster"):
+    if kind == "dicom" or kind == "raster":
         return "other" if path.name == "DICOMDIR" else kind
     image_like = path.suffix.lower() in IMAGE_SUFFIXES
     if kind == "bare dicom":

@@ -10,6 +10,7 @@ import medvl
 from medvl.bundle import export, load_bundle
 from medvl.errors import BundleError, DigestMismatch, UsageError
 from medvl.modeldir import read_model
+from medvl.retrieval.lance import LanceIndex
 from medvl.store import Store
 from medvl.training.checkpoints import best_model
 
@@ -154,8 +155,8 @@ def test_a_query_is_read_as_the_data_were(tiny_bundle, tiny_store, tmp_path):
     assert len(both) == 3 and "data:image/jpeg" in (tmp_path / "hits.html").read_text()
     other = tmp_path / "other"
     shutil.copytree(index, other)
-    medvl.retrieval.vectors.LanceIndex(other)._database.drop_table("records")
-    medvl.retrieval.vectors.LanceIndex.create(other, dim=16, about={"model_digest": "another"})
+    LanceIndex(other)._database.drop_table("records")
+    LanceIndex.create(other, dim=16, about={"model_digest": "another"})
     with pytest.raises(DigestMismatch, match=f"{model.loaded.digest}.*made with another"):
         model.search(other, text="effusion")
     with pytest.raises(DigestMismatch, match="another"):

@@ -7,9 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medvl.errors import IndexFileError, UsageError
-from medvl.retrieval import vectors as room
+from medvl.retrieval import lance as room
+from medvl.retrieval.lance import LanceIndex
 from medvl.retrieval.results import Results
-from medvl.retrieval.vectors import LanceIndex, index_schema, quoted
+from medvl.retrieval.vectors import index_schema, quoted, top
 
 DIM = 16
 
@@ -95,8 +96,8 @@ def test_equal_scores_come_in_the_order_of_ids(tmp_path):
 @given(st.integers(1, 12), st.integers(0, 1000))
 def test_top_k_is_a_prefix_of_top_k_plus_one(k, seed):
     scores = np.random.default_rng(seed).integers(0, 4, 12).astype(np.float32)
-    assert room._top(scores, k).tolist() == room._top(scores, k + 1).tolist()[:k]
-    assert room._top(scores, 12).tolist() == sorted(range(12), key=lambda i: (-scores[i], i))
+    assert top(scores, k).tolist() == top(scores, k + 1).tolist()[:k]
+    assert top(scores, 12).tolist() == sorted(range(12), key=lambda i: (-scores[i], i))
 
 
 def test_a_record_is_replaced_never_doubled(small):

@@ -18,7 +18,8 @@ from medvl.modeldir import LoadedModel
 from medvl.notice import NOTICE
 from medvl.progress import Progress
 from medvl.records import Record
-from medvl.retrieval.vectors import EXACT_ROWS, LanceIndex, index_schema
+from medvl.retrieval.lance import EXACT_ROWS, LanceIndex
+from medvl.retrieval.vectors import index_schema
 from medvl.store import Store
 
 __all__ = ["IndexSummary", "build_index"]

@@ -12,7 +12,8 @@ import faiss
 import numpy as np
 import pyarrow as pa
 
-from medvl.retrieval.vectors import LanceIndex, index_schema
+from medvl.retrieval.lance import LanceIndex
+from medvl.retrieval.vectors import index_schema
 
 ROWS, DIM, QUERIES, K = 100_000, 512, 100, 10
 
