@@ -36,7 +36,8 @@ def ragged():
     sentence_mask = torch.tensor([[1, 1, 0], [0, 1, 0], [1, 1, 1], [0, 0, 0]]) > 0
     region_mask = torch.tensor([[1, 1, 1, 1, 1], [0, 1, 0, 1, 0], [1, 1, 1, 0, 0], [0, 0, 0, 0, 1]]) > 0
     positives = torch.eye(4, dtype=D)
-    positives[0, 1] = positives[1, 0] = 0.4
+    # Image 0 is well told by text 1, image 1 less so by text 0: which way round must matter.
+    positives[0, 1], positives[1, 0] = 0.7, 0.4
     positives[0, 2] = positives[2, 0] = 1.0
     # Report 2 says report 0's first sentence; the padded column of report 1 must not count.
     keys = torch.tensor([[11, 12, 0], [12, 13, 0], [14, 11, 15], [11, 0, 0]])
