@@ -87,6 +87,15 @@ def test_shuffled_sentences_are_all_there(store):
     assert orders == {pairs.records[0].retrieval, pairs.records[0].retrieval[::-1]}
 
 
+def test_few_sentences_are_drawn_anew_each_epoch(store):
+    shuffled = PairDataset(store, "train", input=INPUT, order="shuffled", most=1)
+    assert {shuffled[(epoch, 0)].sentences for epoch in range(20)} == {
+        (s,) for s in shuffled.records[0].retrieval
+    }
+    in_order = PairDataset(store, "train", input=INPUT, order="report", most=2)
+    assert in_order[(7, 0)].sentences == in_order.records[0].retrieval
+
+
 def test_records_without_text_or_geometry_are_counted(store, tmp_path):
     (tmp_path / "shards").mkdir()
     samples = [(dataclasses.replace(record, split="train"), pixels) for record, pixels in store]

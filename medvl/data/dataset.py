@@ -63,7 +63,9 @@ class PairDataset(Dataset[Pair]):
         view: which sentences are read, ``"retrieval"`` or ``"generation"``.
         augment: random changes of the picture; None for none.
         order: ``"report"`` keeps the order of the sentences, ``"shuffled"`` draws another one each epoch.
-        seed: of augmentation and sentence order.
+        most: sentences of a report that are read at a time, drawn anew each epoch; None for all. Few
+            sentences make texts that look like prompts, and leave each sentence more to explain.
+        seed: of augmentation, sentence order and choice.
         split_seed: splits patients anew with :func:`medvl.splits.split_of`; None keeps the store's splits.
         cache_mb: memory for pictures, in MiB.
 
@@ -80,6 +82,7 @@ class PairDataset(Dataset[Pair]):
         view: Literal["retrieval", "generation"] = "retrieval",
         augment: Augment | None = None,
         order: Literal["report", "shuffled"] = "report",
+        most: int | None = None,
         seed: int = 0,
         split_seed: int | None = None,
         cache_mb: int = 2048,
@@ -87,7 +90,7 @@ class PairDataset(Dataset[Pair]):
         if split not in SPLITS:
             raise UsageError(f"unknown split '{split}'.", hint=f"Allowed: {', '.join(SPLITS)}.")
         self.store, self.split, self.input, self.view = store, split, input, view
-        self.augment, self.order, self.seed = augment, order, seed
+        self.augment, self.order, self.most, self.seed = augment, order, most, seed
         chosen = [
             record
             for record in store.records
@@ -155,11 +158,12 @@ class PairDataset(Dataset[Pair]):
         ]
 
     def sentences(self, key: Key) -> tuple[str, ...]:
-        """Return the sentences of one row in the order of this epoch."""
+        """Return the sentences of one row that this epoch reads, in its order."""
         kept: tuple[str, ...] = getattr(self.records[key[1]], self.view)
-        if self.order == "report":
+        if self.order == "report" and self.most is None:
             return kept
-        return tuple(kept[i] for i in self._stream("sentences", key).permutation(len(kept)))
+        drawn = self._stream("sentences", key).permutation(len(kept))[: self.most]
+        return tuple(kept[i] for i in (sorted(drawn) if self.order == "report" else drawn))
 
     def _stream(self, what: str, key: Key) -> np.random.Generator:
         return draw(self.seed, what, key[0], self.records[key[1]].record_id)

@@ -40,6 +40,8 @@ class Data(Section):
     view: Literal["retrieval", "generation"] = "retrieval"
     order: Literal["report", "shuffled"] = "shuffled"
     """Order of a report's sentences: as written, or another one each epoch."""
+    most_sentences: int | None = Field(default=None, ge=1)
+    """Sentences of a report read at a time in training, drawn anew each epoch; null for all."""
     split_seed: int | None = None
     """Splits the patients anew; null keeps the splits of the store."""
 

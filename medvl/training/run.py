@@ -220,6 +220,7 @@ def _set_up(store: Store, recipe: Recipe) -> _Setup:
         "train",
         augment=recipe.augment.build(),
         order=recipe.data.order,
+        most=recipe.data.most_sentences,
         seed=recipe.loop.seed,
         **common,
     )

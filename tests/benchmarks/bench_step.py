@@ -65,6 +65,7 @@ def measure(*overrides: str) -> dict[str, float]:
     from medvl import recipes
     from medvl.training import module as module_room
     from medvl.training import run as run_room
+    from medvl.training import steps  # noqa: F401 - it must know the plain class before it is replaced
 
     hands: list[Hand] = []
     ours: list[float] = []
@@ -82,14 +83,12 @@ def measure(*overrides: str) -> dict[str, float]:
 
     class Interleaved(run_room.BatchStream):
         def __iter__(self):
-            left = None
             for batch in super().__iter__():
-                if left is not None:
-                    ours.append(time.process_time() - left)
                 for hand in hands if len(ours) % 2 else hands[::-1]:
                     hand.take(batch)
                 left = time.process_time()
                 yield batch
+                ours.append(time.process_time() - left)
 
     plain = module_room.AlignmentModule, run_room.BatchStream
     module_room.AlignmentModule, run_room.BatchStream = Watched, Interleaved
@@ -102,7 +101,7 @@ def measure(*overrides: str) -> dict[str, float]:
     finally:
         module_room.AlignmentModule, run_room.BatchStream = plain
     curves = [[float(loss) for loss in losses], *(hand.losses for hand in hands)]
-    # Lightning fetches one batch ahead: its first interval holds no step, so the pairs are shifted by one.
+    # Lightning fetches one batch ahead: its first interval is the set-up, so the pairs are shifted by one.
     one, two = (hand.seconds[WARMUP : len(ours)] for hand in hands)
     mine = ours[WARMUP + 1 :]
     return {
