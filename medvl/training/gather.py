@@ -61,7 +61,7 @@ def gather(tensor: Shaped[Tensor, "rows ..."]) -> Shaped[Tensor, "all_rows ..."]
 
 def gather_features(features: Features) -> Features:
     """Return the features of all ranks, each tensor gathered by :func:`gather`."""
-    tensors = {
+    tensors: dict[str, Any] = {
         field.name: gather(value)
         for field in fields(features)
         if isinstance(value := getattr(features, field.name), Tensor)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
 from medvl.alignment import AlignmentModel
@@ -60,7 +61,7 @@ class AlignmentModule(LightningModule):
     ) -> None:
         super().__init__()
         # The layout that convolutions are fastest in, on CPUs by a third.
-        model.image_encoder.to(memory_format=torch.channels_last)
+        model.image_encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.model, self.objective = model, objective
         self.positives_mode, self.similar_weight = positives_mode, similar_weight
         self.steps, self.steps_per_epoch, self.seed = steps, steps_per_epoch, seed
@@ -115,7 +116,7 @@ class AlignmentModule(LightningModule):
         if gradient_clip_val:
             torch.nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Return AdamW over the layer groups with warm-up and cosine by step."""
         groups = parameter_groups(
             {**self.model.named_towers(), "objective": self.objective.named_parameters()},
