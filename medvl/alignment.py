@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, Literal
 
+import torch
 from jaxtyping import Bool, Float, Int
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
@@ -34,11 +35,19 @@ class _Values(BaseModel):
 
 
 class ProjectionConfig(_Values):
-    """How features are projected: one matrix, or two with a layer norm and a ReLU between them."""
+    """How features are projected: one matrix, or two with a layer norm and a ReLU between them.
+
+    ``norm: batch`` centres and scales each axis of the pooled vectors by the statistics of the batch in
+    training and by running ones afterwards, without learned values, as the last layer of MGCA's heads
+    does. Towers from scratch start with vectors that all point the same way; without it a contrast
+    spends hundreds of steps on telling normal from abnormal before it tells one finding from another.
+    Regions and words are left as they are: normalising each cell makes empty ones as loud as the rest.
+    """
 
     kind: Literal["linear", "mlp"] = "linear"
     dim: int = Field(default=128, ge=1, le=65536)
     hidden: int = Field(default=512, ge=1, le=65536)
+    norm: Literal["none", "batch"] = "none"
 
 
 class TowerRecipe(_Values):
@@ -80,6 +89,17 @@ def _projection(width: int, config: ProjectionConfig) -> nn.Module:
     )
 
 
+def _norm(config: ProjectionConfig) -> nn.Module:
+    return nn.BatchNorm1d(config.dim, affine=False) if config.norm == "batch" else nn.Identity()
+
+
+def _as_pooled(norm: nn.Module, parts: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
+    """Carry parts into the space of the pooled vectors; their statistics are not the pooled ones'."""
+    if not isinstance(norm, nn.BatchNorm1d) or norm.running_mean is None or norm.running_var is None:
+        return parts
+    return (parts - norm.running_mean) * torch.rsqrt(norm.running_var + norm.eps)
+
+
 class AlignmentModel(nn.Module):
     """Images and reports in one space of ``dim`` axes; nothing is normalised here.
 
@@ -114,6 +134,7 @@ class AlignmentModel(nn.Module):
         self.local = local
         self.image_projection = _projection(image_encoder.width, config)
         self.text_projection = _projection(text_encoder.width, config)
+        self.image_norm, self.text_norm = _norm(config), _norm(config)
         if local:
             self.region_projection = _projection(image_encoder.region_width, config)
             self.word_projection = _projection(text_encoder.word_width, config)
@@ -131,29 +152,30 @@ class AlignmentModel(nn.Module):
     ) -> ImageFeatures:
         """Return pooled and region features, projected to ``dim``."""
         features = self.image_encoder(images, image_mask)
-        regions = self.region_projection if self.local else self.image_projection
-        return replace(
-            features, pooled=self.image_projection(features.pooled), regions=regions(features.regions)
-        )
+        pooled = self.image_norm(self.image_projection(features.pooled))
+        if self.local:
+            return replace(features, pooled=pooled, regions=self.region_projection(features.regions))
+        regions = _as_pooled(self.image_norm, self.image_projection(features.regions))
+        return replace(features, pooled=pooled, regions=regions)
 
     def encode_text(
         self, tokens: Int[Tensor, "batch tokens"], token_mask: Int[Tensor, "batch tokens"]
     ) -> TextFeatures:
         """Return pooled, word and sentence features, projected to ``dim``."""
         features = self.text_encoder(tokens, token_mask)
-        words = self.word_projection if self.local else self.text_projection
-        return replace(
-            features,
-            pooled=self.text_projection(features.pooled),
-            words=words(features.words),
-            sentences=words(features.sentences),
-        )
+        pooled = self.text_norm(self.text_projection(features.pooled))
+        if self.local:
+            words, sentences = self.word_projection(features.words), self.word_projection(features.sentences)
+        else:
+            words = _as_pooled(self.text_norm, self.text_projection(features.words))
+            sentences = _as_pooled(self.text_norm, self.text_projection(features.sentences))
+        return replace(features, pooled=pooled, words=words, sentences=sentences)
 
     def embed_text(
         self, tokens: Int[Tensor, "batch tokens"], token_mask: Int[Tensor, "batch tokens"]
     ) -> Float[Tensor, "batch dim"]:
         """Return the projected pooled vector alone, by operations of static shape."""
-        return self.text_projection(self.text_encoder.pool(tokens, token_mask))
+        return self.text_norm(self.text_projection(self.text_encoder.pool(tokens, token_mask)))
 
     def forward(
         self,

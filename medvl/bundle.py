@@ -8,6 +8,7 @@ Layout, that of a MONAI bundle with our files beside it::
     models/model.safetensors, models/image.onnx, models/text.onnx
     tokenizer/              tokenizer.json
     docs/README.md          the model card; docs/metrics.json, the figures it quotes
+    docs/provenance.json    which data and which split it was trained on
     bundle.json             SHA-256 of every other file
 
 Loading reads JSON and safetensors and runs no code from the bundle.
@@ -233,6 +234,8 @@ def _metadata(loaded: LoadedModel) -> dict[str, Any]:
 def _write_docs(run: Path, folder: Path, loaded: LoadedModel, parity: dict[str, object] | None) -> bool:
     docs = folder / "docs"
     docs.mkdir(parents=True, exist_ok=True)
+    # Whoever evaluates the bundle must split the patients as its training did.
+    _write_json(docs / "provenance.json", read_provenance(run))
     metrics, table = run / "evaluation" / "metrics.json", run / "evaluation" / "table.md"
     evaluated = metrics.is_file() and table.is_file()
     if evaluated:

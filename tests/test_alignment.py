@@ -155,3 +155,26 @@ def test_refusals(build):
         TowerRecipe(name="bert", lora={"rank": 0})
     with pytest.raises(ValidationError, match=r"Extra inputs are not permitted"):
         ModelConfig.model_validate({**build().config.model_dump(), "locall": True})
+
+
+def test_the_batch_norm_centres_pooled_vectors_in_training_and_rests_afterwards(build, batch):
+    model = build(local=False, projection=ProjectionConfig(dim=5, norm="batch"))
+    images, film, *_ = batch
+    images = torch.cat([images, images + 1, 2 * images])
+    film = torch.cat([film, film, film])
+    pooled = model.train().encode_image(images, film).pooled
+    # Normalised by the batch: mean 0 and (biased) variance 1 along each axis, up to eps / variance.
+    torch.testing.assert_close(pooled.mean(0), torch.zeros(5), atol=1e-5, rtol=0)
+    assert (pooled.var(0, unbiased=False) < 1 + 1e-5).all()
+    for _ in range(200):  # the running statistics (momentum 0.1) reach those of this one batch
+        model.encode_image(images, film)
+    model.eval()
+    alone = torch.cat([model.encode_image(images[i : i + 1], film[i : i + 1]).pooled for i in range(6)])
+    together = model.encode_image(images, film)
+    torch.testing.assert_close(alone, together.pooled)
+    assert not model.image_norm.state_dict().keys() & {"weight", "bias"}
+    # A model without a local term reads its regions in the space of the pooled vectors.
+    torch.testing.assert_close(together.pooled, together.regions.mean(1), atol=1e-5, rtol=1e-5)
+    rebuilt = build_from_config(model.config)
+    rebuilt.load_state_dict(model.state_dict())
+    torch.testing.assert_close(rebuilt.eval().encode_image(images, film).pooled, together.pooled)

@@ -96,6 +96,24 @@ def test_few_sentences_are_drawn_anew_each_epoch(store):
     assert in_order[(7, 0)].sentences == in_order.records[0].retrieval
 
 
+def test_rare_sentences_are_drawn_more_often(tmp_path, store):
+    """Of two sentences said by 9 reports and by 1, the second is drawn with chance 9 / (1 + 9)."""
+    (tmp_path / "shards").mkdir()
+    samples = [
+        (
+            dataclasses.replace(record, split="train", retrieval=("Size 4.2 cm.", f"Case {'abcdefghi'[i]}.")),
+            pixels,
+        )
+        for i, (record, pixels) in zip(range(9), store, strict=False)
+    ]
+    write_store(tmp_path, samples)
+    pairs = PairDataset(Store(tmp_path), "train", input=INPUT, order="shuffled", most=1)
+    epochs = 400
+    rare = sum(pairs[(epoch, 0)].sentences[0].startswith("Case") for epoch in range(epochs))
+    # binomial with p = 0.9: standard deviation sqrt(400 * 0.9 * 0.1) = 6; four of them
+    assert abs(rare - 0.9 * epochs) < 24
+
+
 def test_records_without_text_or_geometry_are_counted(store, tmp_path):
     (tmp_path / "shards").mkdir()
     samples = [(dataclasses.replace(record, split="train"), pixels) for record, pixels in store]

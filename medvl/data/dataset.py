@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import logging
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -63,8 +65,9 @@ class PairDataset(Dataset[Pair]):
         view: which sentences are read, ``"retrieval"`` or ``"generation"``.
         augment: random changes of the picture; None for none.
         order: ``"report"`` keeps the order of the sentences, ``"shuffled"`` draws another one each epoch.
-        most: sentences of a report that are read at a time, drawn anew each epoch; None for all. Few
-            sentences make texts that look like prompts, and leave each sentence more to explain.
+        most: sentences of a report that are read at a time, drawn anew each epoch; None for all. A sentence
+            is drawn with a weight of 1 / number of reports that say it, figures aside: what everybody's
+            report says tells no case from another. Few sentences also make texts that look like prompts.
         seed: of augmentation, sentence order and choice.
         split_seed: splits patients anew with :func:`medvl.splits.split_of`; None keeps the store's splits.
         cache_mb: memory for pictures, in MiB.
@@ -162,8 +165,18 @@ class PairDataset(Dataset[Pair]):
         kept: tuple[str, ...] = getattr(self.records[key[1]], self.view)
         if self.order == "report" and self.most is None:
             return kept
-        drawn = self._stream("sentences", key).permutation(len(kept))[: self.most]
+        stream = self._stream("sentences", key)
+        if self.most is None:
+            return tuple(kept[i] for i in stream.permutation(len(kept)))
+        # Gumbel noise on the log weights: the largest are a draw without replacement (Vieira 2014).
+        said = np.array([self._reports_that_say[_figures_aside(sentence)] for sentence in kept], float)
+        drawn = np.argsort(np.log(said) - stream.gumbel(size=len(kept)), kind="stable")[: self.most]
         return tuple(kept[i] for i in (sorted(drawn) if self.order == "report" else drawn))
+
+    @functools.cached_property
+    def _reports_that_say(self) -> Counter[str]:
+        views = (getattr(record, self.view) for record in self.records)
+        return Counter(said for view in views for said in {_figures_aside(sentence) for sentence in view})
 
     def _stream(self, what: str, key: Key) -> np.random.Generator:
         return draw(self.seed, what, key[0], self.records[key[1]].record_id)
@@ -183,6 +196,10 @@ class PairDataset(Dataset[Pair]):
         for i, row in enumerate(rows):
             canvas[i], mask[i] = self.input.letterbox(self.store.pixels(self.records[row]))
         return canvas, mask
+
+
+def _figures_aside(sentence: str) -> str:
+    return re.sub(r"\d+([.,]\d+)?", "#", sentence.casefold())
 
 
 def collate(pairs: Sequence[Pair], *, encode: Encode) -> Batch:
