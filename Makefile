@@ -21,7 +21,7 @@ demo: $(VENV)/.core
 	$(BIN)/medvl cxr demo runs/demo
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not gpu"
 
 test-all: $(VENV)/.test
 	$(BIN)/python -m pytest -m "not gpu"

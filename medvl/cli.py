@@ -90,7 +90,7 @@ def _modality_verbs(group: argparse._SubParsersAction[_Parser], modality: str, w
         default=[],
         dest="overrides",
         metavar="KEY=VALUE",
-        help="override any value: trainer.max_steps=500 (repeatable)",
+        help="override any value: schedule.epochs=50 (repeatable)",
     )
     train.add_argument("--print-recipe", action="store_true", help="show the resolved recipe and stop")
     train.set_defaults(modality=modality)
