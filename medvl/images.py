@@ -76,7 +76,7 @@ class Image:
         notes: repairs that the reader made and says so ("window width 0 taken as 1").
     """
 
-    array: Shaped[np.ndarray, "channels *spatial"]
+    array: Shaped[np.ndarray, " channels *spatial"]
     unit: Unit
     photometric: Photometric = Photometric.MONOCHROME2
     affine_ras: Float[np.ndarray, "4 4"] | None = None

@@ -10,9 +10,7 @@ from medvl.errors import UsageError
 SPLITS = ("train", "val", "test")
 
 
-def split_of(
-    patient_id: str, *, seed: int = 0, fractions: Sequence[float] = (0.8, 0.1, 0.1)
-) -> str:
+def split_of(patient_id: str, *, seed: int = 0, fractions: Sequence[float] = (0.8, 0.1, 0.1)) -> str:
     """Return the split of a patient: a function of the id and the seed alone.
 
     The id is hashed to u in [0, 1); the split is the first whose cumulated fraction exceeds u.

@@ -49,8 +49,8 @@ def test_metadata_and_card(tiny_bundle):
         assert key in metadata
     image = metadata["network_data_format"]["inputs"]["image"]
     assert image["num_channels"] == 1 and image["spatial_shape"] == [64, 64]
-    # black is (0 - 0.4) / 0.25 and white (1 - 0.4) / 0.25 by the recipe's input spec
-    assert image["value_range"] == [-1.6, 2.4]
+    # black is (0 - 0.45) / 0.28 and white (1 - 0.45) / 0.28 by the recipe's input spec
+    assert image["value_range"] == [-1.6071, 1.9643]
     card = (tiny_bundle / "docs" / "README.md").read_text()
     assert "Research use only" in card and "Not evaluated" in card
     assert load_bundle(tiny_bundle).digest in card

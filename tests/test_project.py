@@ -53,10 +53,15 @@ def test_layers(tmp_path):
     shutil.copytree(REPOSITORY / "medvl", tmp_path / "medvl")
     for room in ("preprocess", "recipes", "deploy"):
         shutil.copytree(REPOSITORY / room, tmp_path / "medvl" / room)
+    linter = Path(sys.executable).parent / "lint-imports"
     done = subprocess.run(
-        [Path(sys.executable).parent / "lint-imports", "--config", REPOSITORY / "pyproject.toml", "--no-cache"],
-        cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(tmp_path)}, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        [linter, "--config", REPOSITORY / "pyproject.toml", "--no-cache"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "3 kept, 0 broken" in done.stdout
 
@@ -101,15 +106,17 @@ def test_every_error_class_is_public_and_in_the_drawn_tree():
 
 
 def test_pickle_is_never_loaded():
+    """One exception: the weights that an installed package ships as a .pth, read with weights_only."""
     pattern = re.compile(r"torch\.load\(|pickle\.load|allow_pickle=True|joblib\.load|\beval\(|yaml\.unsafe")
-    found = [
-        f"{path.name}:{n}"
+    found = {
+        f"{path.name}: {line.strip()}"
         for path in SOURCES
         if "tests" not in path.parts
-        for n, line in enumerate(path.read_text().splitlines(), 1)
+        for line in path.read_text().splitlines()
         if pattern.search(line) and ".eval(" not in line
-    ]
-    assert found == []
+    }
+    shipped = 'net.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))'
+    assert found == {f"efficientnet.py: {shipped}"}
 
 
 def test_the_two_commands_of_the_readme_exist():

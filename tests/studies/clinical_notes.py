@@ -2,8 +2,9 @@
 
     python -m tests.studies.clinical_notes FOLDER OUT --splits 0 1 2 3 4
 
-``FOLDER`` holds ``images.csv`` (columns image, text, finding, group_id) and the pictures. The ridge regression maps the
-same two frozen pretrained towers onto each other: what can be had without any training of a tower.
+``FOLDER`` holds ``images.csv`` (columns image, text, finding, group_id) and the pictures. The ridge
+regression maps the same two frozen pretrained towers onto each other: what can be had without any
+training of a tower.
 """
 
 import argparse
@@ -45,8 +46,8 @@ def main() -> None:
         )
     queries = [numbers["retrieval/image_to_text/id/R@1/model"]["n"] for numbers in results]
     lines = [
-        f"Recipe {asked.recipe}, {len(results)} splits by group (seeds {asked.splits}), {min(queries)}–{max(queries)} "
-        "held-out films a split; mean over splits, each split in brackets.",
+        f"Recipe {asked.recipe}, {len(results)} splits by group (seeds {asked.splits}), "
+        f"{min(queries)}–{max(queries)} held-out films a split; mean over splits, each split in brackets.",
         "",
     ]
     for direction, words in DIRECTIONS.items():

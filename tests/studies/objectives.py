@@ -2,8 +2,8 @@
 
     python -m tests.studies.objectives OUT --seeds 0 1 2
 
-Every run trains in a process of its own, so that CPU time and memory are its own. A last run trains ``multi`` on
-the same films with the reports dealt to other patients: it must stay at chance.
+Every run trains in a process of its own, so that CPU time and memory are its own. A last run trains
+``multi`` on the same films with the reports dealt to other patients: it must stay at chance.
 """
 
 import argparse
