@@ -213,6 +213,20 @@ def test_every_row_of_the_table_is_what_its_name_says():
     )
 
 
+def test_no_order_beats_the_ceiling_by_findings():
+    numbers, _ = direction_numbers(pairs(60, texts=20, noise=0.2), resamples=20, seed=0)
+    labels = pairs(60, texts=20).queries.label
+    m = np.bincount(labels)[labels]  # right answers of each query
+    # Right answers first: K places hold min(K, m) of them, and every precision on the way is 1.
+    for k in (5, 10, 50):
+        assert numbers[f"label/P@{k}/ceiling"].value == pytest.approx(np.mean(np.minimum(k, m) / k))
+    assert numbers["label/mAP/ceiling"].value == pytest.approx(1)
+    for metric in ("R@1", "R@10", "mAP", "P@5", "P@10", "P@50"):
+        best = numbers[f"label/{metric}/ceiling"].value
+        for row in ("model", "labels", "chance", "shuffled"):
+            assert numbers[f"label/{metric}/{row}"].value <= best + 1e-12
+
+
 def test_shuffled_pairs_stay_at_chance_however_good_the_model_is():
     values, chance = [], None
     for seed in range(8):

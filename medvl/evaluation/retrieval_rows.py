@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from medvl.evaluation.bootstrap import Bootstrap, Number, spread
-from medvl.evaluation.retrieval import MODES, Keys, Ranking, relevance
+from medvl.evaluation.retrieval import MODES, Keys, Mode, Ranking, relevance
 
 __all__ = ["RECALL_AT", "Direction", "direction_numbers", "gallery_numbers"]
 
@@ -48,7 +48,8 @@ def direction_numbers(
     Keys are ``<mode>/<metric>/<row>``. Rows: ``model``; those of ``others``; ``chance`` (a constant
     score, in closed form); ``shuffled`` (the right answers dealt to at most 500 queries at random; mean
     and percentiles over 20 deals); ``labels`` (an oracle that knows the set of findings and nothing else);
-    ``ceiling`` (an oracle that knows the words of the report; equal reports tie). ``normalised`` is the
+    ``ceiling`` (an oracle that knows the words of the report; equal reports tie; in the mode ``label``, where
+    words do not decide, the right answers first, so P@K is the mean of min(K, m)/K). ``normalised`` is the
     model over the ceiling.
 
     Args:
@@ -61,9 +62,11 @@ def direction_numbers(
     left_out: dict[str, int] = {mode: int((~right.any(1)).sum()) for mode, right in relevant.items()}
     asked = {mode: right.any(1) for mode, right in relevant.items() if right.any()}
     patients = np.asarray([str(patient) for patient in direction.patients])
-    for row, scores in _rows(direction):
+    for row, scores, modes in _rows(direction):
         whole = Ranking(scores)  # one at a time: a ranking takes some 30 bytes a score
         for mode, kept in asked.items():
+            if mode not in modes:
+                continue
             bootstrap = None
             if row in ("model", *direction.others):
                 bootstrap = Bootstrap(patients[kept].tolist(), resamples=resamples, seed=seed)
@@ -110,15 +113,21 @@ def _cut(gallery: int) -> tuple[int, ...]:
     return tuple(k for k in RECALL_AT if k <= gallery)
 
 
-def _rows(direction: Direction) -> Iterator[tuple[str, Float[np.ndarray, "queries gallery"]]]:
-    yield "model", direction.scores
-    yield from direction.others.items()
-    yield "chance", np.zeros_like(direction.scores, np.float64)
+def _rows(
+    direction: Direction,
+) -> Iterator[tuple[str, Float[np.ndarray, "queries gallery"], tuple[Mode, ...]]]:
+    """Yield each row's scores with the relevance modes that they speak for."""
+    yield "model", direction.scores, MODES
+    for row, scores in direction.others.items():
+        yield row, scores, MODES
+    yield "chance", np.zeros_like(direction.scores, np.float64), MODES
     queries, gallery = direction.queries, direction.gallery
+    findings = relevance(queries, gallery, mode="label").astype(np.float64)
     if (queries.label >= 0).any():
-        yield "labels", relevance(queries, gallery, mode="label").astype(np.float64)
+        yield "labels", findings, MODES
     same = relevance(queries, gallery, mode="text") | relevance(queries, gallery, mode="id")
-    yield "ceiling", same.astype(np.float64)
+    yield "ceiling", same.astype(np.float64), ("id", "text")
+    yield "ceiling", findings, ("label",)
 
 
 def _per_query(

@@ -32,7 +32,7 @@ ROW_NAMES = {
     "labels": "oracle of findings only",
     "shuffled": "shuffled pairs",
     "chance": "chance",
-    "ceiling": "ceiling (equal reports tie)",
+    "ceiling": "ceiling",
 }
 _RETRIEVAL = ("R@1", "R@5", "R@10", "MedR", "MeanR", "mAP", "P@5", "P@10", "P@50")
 
