@@ -77,8 +77,10 @@ def _kind(path: Path) -> Kind:
         kind = kind_of(path)
     except InputError:
         return "damaged"
-    if kind == "dicom" or kind == "raster":
-        return "other" if path.name == "DICOMDIR" else kind
+    if kind == "dicom":
+        return "other" if path.name == "DICOMDIR" else "dicom"
+    if kind == "raster":
+        return "raster"
     image_like = path.suffix.lower() in IMAGE_SUFFIXES
     if kind == "bare dicom":
         return "dicom" if image_like or not path.suffix else "other"
