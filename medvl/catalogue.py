@@ -84,7 +84,5 @@ class Catalogue(Generic[T]):
         allowed = self.options(name)
         for key in options:
             if key not in allowed:
-                raise ConfigError(
-                    f"{self.kind} '{name}' has no option '{key}'.", hint=nearest(key, allowed)
-                )
+                raise ConfigError(f"{self.kind} '{name}' has no option '{key}'.", hint=nearest(key, allowed))
         return self.factory(name)(*subject, **options)
