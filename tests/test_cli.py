@@ -62,6 +62,15 @@ def test_errors_as_json(capsys):
     }
 
 
+def test_a_refused_path_is_an_error_of_one_line_that_names_no_file(capsys, tmp_path):
+    status, out, err = run(
+        capsys, "cxr", "prepare", tmp_path, tmp_path / "out", "--key", tmp_path / "DOE_JOHN", "--json"
+    )
+    assert status == 2 and json.loads(out)["code"] == "UsageError"
+    assert err.startswith("medvl: the system refused the file or folder file-")
+    assert "No such file or directory." in err and "DOE_JOHN" not in err and err.count("\n") == 1
+
+
 def test_print_recipe_shows_the_resolved_whole(capsys):
     import yaml
 

@@ -1,7 +1,9 @@
 """The project itself: layers, surface, no stray paths, size of files, honest example code."""
 
+import ast
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -125,6 +127,39 @@ def test_the_two_commands_of_the_readme_exist():
     for target in ("demo", "test"):
         assert f"make {target}" in readme and re.search(rf"^{target}:", makefile, re.M)
     assert "Research use only. Not a medical device." in readme
+
+
+def _documented_commands():
+    pages = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+    for page in pages:
+        for line in page.read_text().splitlines():
+            if line.startswith("    medvl "):
+                yield pytest.param(line.split("#")[0].strip(), id=f"{page.name}: {line.strip()[:50]}")
+
+
+@pytest.mark.parametrize("command", list(_documented_commands()))
+def test_every_command_in_the_documentation_is_accepted(command):
+    from medvl.cli import build_parser
+
+    words = shlex.split(command)[1:]
+    if "--help" not in words and "doctor" not in words:
+        build_parser().parse_args(words)
+
+
+def test_the_python_of_the_readme_calls_what_exists():
+    import inspect
+
+    import medvl
+    from medvl.model import Model
+
+    block = re.search(r"```python\n(.*?)```", (REPOSITORY / "README.md").read_text(), re.S)
+    calls = [node for node in ast.walk(ast.parse(block[1])) if isinstance(node, ast.Call)]
+    assert len(calls) >= 9
+    for call in calls:
+        owner = medvl if call.func.value.id == "medvl" else Model
+        function = getattr(owner, call.func.attr)
+        arguments = [None] * (len(call.args) + (owner is Model))
+        inspect.signature(function).bind(*arguments, **{k.arg: None for k in call.keywords})
 
 
 def _doctest_modules():
