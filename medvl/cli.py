@@ -9,12 +9,13 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from medvl.errors import MedvlError, UsageError, nearest
+from medvl.errors import MedvlError, UsageError, file_token, nearest
 from medvl.notice import NOTICE
 from medvl.version import VERSION
 
@@ -357,6 +358,22 @@ def _write(text: str) -> None:
     sys.stdout.write(text.rstrip("\n") + "\n")
 
 
+def _fail(words: Sequence[str], error: MedvlError) -> int:
+    if "--json" in words:
+        _write(json.dumps({"code": error.rule, "message": error.message, "hint": error.hint}))
+    sys.stderr.write(f"medvl: {error}\n")
+    return error.exit_code
+
+
+def _refused(error: OSError) -> UsageError:
+    """Say what the system refused; a path may hold a patient's name, so a file is named by its token."""
+    what = f" {file_token(os.fsdecode(error.filename))}" if isinstance(error.filename, str | bytes) else ""
+    return UsageError(
+        f"the system refused the file or folder{what}: {error.strerror or type(error).__name__}.",
+        hint="Check that every path of the call exists and that its outputs can be written.",
+    )
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status."""
     words = list(sys.argv[1:] if argv is None else argv)
@@ -365,10 +382,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments = build_parser().parse_args(words)
         return int(arguments.run(arguments))
     except MedvlError as error:
-        if "--json" in words:
-            _write(json.dumps({"code": error.rule, "message": error.message, "hint": error.hint}))
-        sys.stderr.write(f"medvl: {error}\n")
-        return error.exit_code
+        return _fail(words, error)
+    except OSError as error:
+        return _fail(words, _refused(error))
     except KeyboardInterrupt:
         sys.stderr.write("medvl: interrupted; run the same command again to go on.\n")
         return 130
