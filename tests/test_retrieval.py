@@ -1,5 +1,7 @@
 """The index finds what brute force finds, leaves out what it must, and really forgets."""
 
+import re
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -74,6 +76,41 @@ def test_filter_and_patient_exclusion(small):
     assert [h.record_id for h in hits] == brute(x, q, 60, keep)
     assert {h.patient_id for h in index.search(q, k=60, where="array_has(findings, 'nodule')")}
     assert all("nodule" in h.findings for h in index.search(q, k=60, where="array_has(findings, 'nodule')"))
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        "1 = 1) --",
+        "1 = 1) OR (1 = 1",
+        "1 = 1) OR patient_id IN ('p1') --",
+        "1 = 1 /*",
+        "view = 'PA' --",
+        "view = 'PA'; x",
+        "report = 'o'hara'",
+        "(view = 'PA'",
+    ],
+)
+def test_a_filter_that_leaves_its_brackets_is_refused(small, where):
+    index, x = small
+    for patients in ([], ["p1"]):
+        with pytest.raises(UsageError, match=re.escape(f"the filter {where!r} cannot be read: brackets")):
+            index.search(x[4], k=60, where=where, exclude_patients=patients)
+
+
+def test_brackets_and_dashes_inside_a_text_value_are_read_as_text(small):
+    index, x = small
+    where = "report = 'words (1' OR report = 'it''s; -- )' OR (report = 'words 7')"
+    assert [hit.record_id for hit in index.search(x[7], k=60, where=where)] == ["r000007"]
+
+
+def test_an_index_is_not_made_among_other_files(tmp_path):
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store" / "index.parquet").write_bytes(b"other")
+    for path in (tmp_path / "store", tmp_path / "store" / "index.parquet"):
+        with pytest.raises(UsageError, match="is a file, or a folder that holds other files"):
+            LanceIndex.create(path, dim=4, about={})
+    assert [path.name for path in (tmp_path / "store").iterdir()] == ["index.parquet"]
 
 
 def test_an_or_in_the_filter_does_not_escape_the_exclusion(small):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import re
 import warnings
@@ -81,9 +82,21 @@ class LanceIndex:
             uri: folder or address; the folder is made.
             dim: length of a vector.
             about: JSON values kept with the index: model digest, bundle path, versions.
+
+        Raises:
+            UsageError: ``uri`` is a file or a folder that holds something else.
         """
         if "://" not in str(uri):
-            Path(uri).mkdir(parents=True, exist_ok=True)
+            folder = Path(uri)
+            foreign = folder.is_file() or (
+                folder.is_dir() and any(path.suffix != ".lance" for path in folder.iterdir())
+            )
+            if foreign:
+                raise UsageError(
+                    "the index's path is a file, or a folder that holds other files.",
+                    hint="Choose an empty or a new folder.",
+                )
+            folder.mkdir(parents=True, exist_ok=True)
         schema = index_schema(dim).with_metadata({"medvl": json.dumps(about, sort_keys=True)})
         lancedb.connect(str(uri)).create_table(_TABLE, schema=schema)
         return cls(uri)
@@ -289,7 +302,7 @@ class LanceIndex:
                 raise IndexFileError(f"the index cannot be read: {_first_line(error)}") from error
             columns = [name for name in self._table.schema.names if name not in _VECTORS]
             raise UsageError(
-                f"the filter {where!r} cannot be read: {_first_line(error)}",
+                f"the filter {where!r} cannot be read: {_first_line(error).rstrip('.')}.",
                 hint=f"Columns: {', '.join(columns)}. {_nearest_column(where, columns)}",
             ) from error
 
@@ -324,10 +337,23 @@ def _first_line(error: BaseException) -> str:
 
 
 def _and(where: str | None, exclude_patients: Sequence[str]) -> str | None:
-    clauses = [f"({where})"] if where else []
+    clauses = [f"({_whole(where)})"] if where else []
     if exclude_patients:
         clauses.append(f"patient_id NOT IN ({', '.join(map(quoted, exclude_patients))})")
     return " AND ".join(clauses) or None
+
+
+def _whole(where: str) -> str:
+    """Return a filter that stays inside the brackets put around it; else it could void the exclusion."""
+    bare = re.sub(r"'[^']*'|\"[^\"]*\"|`[^`]*`", "", where)
+    depth = list(itertools.accumulate({"(": 1, ")": -1}.get(letter, 0) for letter in bare)) or [0]
+    if min(depth) < 0 or depth[-1] != 0 or re.search(r"--|/\*|[;'\"`]", bare):
+        raise UsageError(
+            f"the filter {where!r} cannot be read: brackets and quotes must close, "
+            "comments and ';' may not be in it.",
+            hint="Write for example \"view = 'PA' AND split = 'test'\".",
+        )
+    return where
 
 
 def _matrix(column: pa.ChunkedArray, dim: int) -> Float32[np.ndarray, "rows dim"]:
