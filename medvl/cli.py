@@ -189,10 +189,10 @@ def _prepare(arguments: argparse.Namespace) -> int:
 
     columns = {}
     for item in arguments.column:
-        role, _, name = item.partition("=")
-        if not name:
+        role, equals, name = item.partition("=")
+        if not (role and equals):
             raise UsageError(
-                f"--column {item!r} has no '='.", hint="Write ROLE=NAME, for example text=report."
+                f"--column {item!r} is not ROLE=NAME.", hint="For example text=report; split= for none."
             )
         columns[role] = name
     with _progress(arguments) as bar:

@@ -115,7 +115,7 @@ def _key_column(columns: Columns, path: Path) -> str:
             return str(getattr(columns, role))
     raise BadTable(
         f"the table {file_token(path)} has no column that names an image or a study.",
-        hint="Name it, for example columns={'accession': 'ORDER_NO'}.",
+        hint="Name it, for example --column accession=ORDER_NO.",
     )
 
 
@@ -137,7 +137,7 @@ def read_labels(
     if not guess.labels:
         raise BadTable(
             f"the table {file_token(path)} has no label column.",
-            hint="Name them, for example columns={'labels': 'edema+nodule'}.",
+            hint="Name them, for example --column labels=edema+nodule.",
         )
     found: dict[str, dict[str, LabelState]] = {}
     for line, name, states in zip(

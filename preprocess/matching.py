@@ -129,7 +129,8 @@ class ReportTable:
         if not any(getattr(guess, role) for role in ("accession", "study_uid", "sop_uid", "image", "study")):
             raise BadTable(
                 f"the table {file_token(path)} has no column that names an image or a study.",
-                hint="Name it, for example columns={'accession': 'ORDER_NO'} or {'image': 'file'}.",
+                hint="Say which one does: --column image=NAME, or study=, accession=, study_uid=, sop_uid=; "
+                "likewise text= and patient=.",
             )
         cells = [{str(name): str(cell) for name, cell in row.items()} for row in frame.to_dict("records")]
         states = row_labels(frame, guess)

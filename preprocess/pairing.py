@@ -206,13 +206,13 @@ def _find_tables(
         if not preferred and len(rest) > 1:
             raise BadTable(
                 f"the source holds {len(rest)} tables that could hold the reports.",
-                hint="Name one: table=PATH.",
+                hint="Name one: --table PATH.",
             )
         table = next(iter(preferred or rest), None)
     if table is None and labels is None:
         raise BadTable(
             f"no report table was found among {len(files)} files of the source.",
-            hint="Name one: table=PATH. Allowed are CSV, TSV and Parquet.",
+            hint="Name one: --table PATH. Allowed are CSV, TSV and Parquet.",
         )
     return table, labels, boxes
 
@@ -276,6 +276,6 @@ def _splits(items: list[Item]) -> list[Item]:
     if torn:
         raise BadTable(
             f"the split column puts {torn} patients into more than one split.",
-            hint="Correct it, or leave it out with columns={'split': ''}.",
+            hint="Correct it, or leave it out: --column split= (an empty name).",
         )
     return [replace(item, split=next(iter(told.get(item.patient, ())), None)) for item in items]

@@ -39,7 +39,7 @@ def test_importing_medvl_warns_of_nothing_and_loads_no_torch():
         (("cxr", "trian"), "unknown command 'trian'. Allowed: demo, prepare, train. Did you mean 'train'?"),
         (("phantom", "cxt", "out"), "unknown modality 'cxt'. Allowed: cxr. Did you mean 'cxr'?"),
         (("evaluate", "run", "store", "--split", "train"), "unknown split 'train'. Allowed: test, val."),
-        (("cxr", "prepare", "--column", "text", "a", "b"), "--column 'text' has no '='."),
+        (("cxr", "prepare", "--column", "text", "a", "b"), "--column 'text' is not ROLE=NAME."),
         (("cxr", "train"), "train needs DATA and OUT."),
         (("index", "only"), "index needs BUNDLE, DATA and INDEX."),
         (("cxr", "train", "--recipe", "mutli", "--print-recipe"), "unknown cxr recipe 'mutli'."),
@@ -60,6 +60,15 @@ def test_errors_as_json(capsys):
         "message": "there is no index at this path.",
         "hint": "Make one: medvl index BUNDLE STORE INDEX",
     }
+
+
+def test_an_empty_column_name_turns_the_role_off(capsys, tmp_path):
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "reports.csv").write_text("image,split,text\na.png,train,Normal.\n", "utf-8")
+    status, _, err = run(
+        capsys, "cxr", "prepare", tmp_path / "source", tmp_path / "out", "--column", "image=", "--quiet"
+    )
+    assert status == 4 and "has no column that names an image or a study" in err
 
 
 def test_a_refused_path_is_an_error_of_one_line_that_names_no_file(capsys, tmp_path):
