@@ -72,6 +72,12 @@ class PrepareSummary:
             lines.append(f"{self.resumed} of {self.files} images were done already")
         lines += [f"without a pair: {count} × {reason}" for reason, count in sorted(self.unpaired.items())]
         lines += [f"note: {note}" for note in self.notes]
+        empty = [name for name in SPLITS if not self.splits.get(name)]
+        if empty:
+            lines.append(
+                f"note: no record in {' and '.join(empty)}; prepare more patients, or other shares, "
+                "for example --split .6 .2 .2"
+            )
         lines += [f"failed: {count} × {rule}" for rule, count in sorted(self.failures.items())]
         lines += [
             f"{check.level}: {check.count} {check.says}" for check in self.checks if check.level != "ok"

@@ -188,6 +188,9 @@ def test_the_summary_speaks_to_people_and_to_machines(tree, prepared):
     assert json.loads(json.dumps(summary.to_json()))["records"] == 12
     assert any(line.startswith("12 records of 6 studies and 3 patients") for line in summary.lines())
     assert summary.lines()[-1].startswith("Research use only")
+    empty = [name for name in ("train", "val", "test") if not summary.splits[name]]
+    assert empty, "three patients do not fill three splits here"
+    assert any(line.startswith(f"note: no record in {' and '.join(empty)};") for line in summary.lines())
 
 
 @pytest.mark.parametrize(
