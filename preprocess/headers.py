@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pydicom.uid import UID
+
 from medvl.errors import InputError
 from medvl.preprocess.dicom import DicomHeader, read_header
 from medvl.preprocess.discovery import SourceFile
@@ -51,7 +53,7 @@ def find_images(
     left_out: dict[SourceFile, str] = {}
     for file in files:
         header = headers.get(file)
-        if header is not None and not header.rows and not header.has_pixels:
+        if header is not None and not header.rows and not header.has_pixels and not _claims_image(header):
             left_out[file] = "no_image_object"
         elif file.kind in ("dicom", "raster", "damaged"):
             images.append(FoundImage(file, header))
@@ -69,6 +71,11 @@ def header_of(path: Path) -> DicomHeader | None:
         return read_header(path, lenient=True)
     except InputError:
         return None
+
+
+def _claims_image(header: DicomHeader) -> bool:
+    """Whether an object without pixels should have them: its header was cut, and the reader says so."""
+    return not header.sop_class or "Image Storage" in UID(header.sop_class).name
 
 
 def _mark_shared_instances(images: Sequence[FoundImage], left_out: dict[SourceFile, str]) -> None:

@@ -22,7 +22,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from medvl.errors import UsageError, file_token
+from medvl.errors import StoreError, UsageError, file_token
 from medvl.preprocess.assembly import Prepared, PrepareSummary, assemble
 from medvl.preprocess.chunks import Chunk, Job, Task, read_part, refused_write
 from medvl.preprocess.lock import hold
@@ -275,9 +275,15 @@ def _agree(path: Path, options: Mapping[str, Any]) -> str:
 
     Raises:
         UsageError: naming what differs.
+        StoreError: the kept options cannot be read.
     """
     if path.is_file():
-        kept = json.loads(path.read_text("utf-8"))
+        try:
+            kept = dict(json.loads(path.read_text("utf-8")))
+        except (ValueError, TypeError, RecursionError) as error:
+            raise StoreError(
+                "private/plan.json of the output folder is damaged.", hint="Choose a new folder."
+            ) from error
         differing = [
             f"{name} was {kept.get(name)} and is {value}"
             for name, value in options.items()

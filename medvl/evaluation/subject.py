@@ -58,7 +58,8 @@ def find_subject(path: Path) -> Subject:
     if (path / "checkpoints").is_dir():
         checkpoint = best_model(path)
         return _of_run(path, checkpoint, kind="run", results=path / "evaluation")
-    if (path / "bundle.json").is_file():
+    # Only a bundle carries metadata.json: one that lost its manifest is refused, not read as a bare model.
+    if (path / "bundle.json").is_file() or (path / "configs" / "metadata.json").is_file():
         carried = path / "docs" / "provenance.json"
         provenance = read_config(carried) if carried.is_file() else {}
         return Subject(load_bundle(path), "bundle", "", None, provenance, _beside(path))

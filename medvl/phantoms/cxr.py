@@ -183,7 +183,12 @@ def _begin(out: Path, asked: dict[str, Any]) -> PhantomSummary | None:
     """Claim the folder; return the summary if the same set is already there."""
     card = out / "phantom.json"
     if card.is_file():
-        known = json.loads(card.read_text("utf-8"))
+        try:
+            known = dict(json.loads(card.read_text("utf-8")))
+        except (ValueError, TypeError, RecursionError) as error:
+            raise UsageError(
+                "phantom.json in the output folder is damaged.", hint="Give a new folder, or delete that one."
+            ) from error
         if {key: known.get(key) for key in asked} != asked:
             held = f"seed {known.get('seed')}, level {known.get('level')}, {known.get('studies')} studies"
             raise UsageError(

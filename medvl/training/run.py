@@ -186,7 +186,16 @@ def _claim(run: Path, recipe: Recipe, store: Store) -> None:
 
 def _summary(run: Path) -> dict[str, Any] | None:
     path = run / "summary.json"
-    return parse_json(path.read_text("utf-8"), what=path.name) if path.is_file() else None
+    if not path.is_file():
+        return None
+    try:
+        values = parse_json(path.read_text("utf-8"), what=path.name)
+        return {"step": int(values["step"]), "steps": int(values["steps"]), "best": values["best"]}
+    except (ConfigError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"summary.json of the run is damaged: {error}.",
+            hint="Remove it and train again; it is made anew.",
+        ) from error
 
 
 def _write_provenance(run: Path, recipe: Recipe, store: Store, setup: _Setup) -> None:
