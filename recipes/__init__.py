@@ -11,9 +11,8 @@ from medvl.errors import ConfigError, nearest
 if TYPE_CHECKING:
     from medvl.training.recipe import Recipe
 
-__all__ = ["DEFAULT", "names", "path", "resolve"]
+__all__ = ["names", "path", "resolve"]
 
-DEFAULT = "multi"
 _NOT_RECIPES = ("prompts",)
 
 

@@ -118,12 +118,6 @@ def mark_best(folder: Path, *, score: float) -> None:
     _point(folder.parent / "best.json", folder, score=score)
 
 
-def best_score(run: Path) -> float | None:
-    """Return the score that ``best`` points to, or None."""
-    pointer = _pointer(Path(run) / "checkpoints" / "best.json")
-    return float(pointer["score"]) if "score" in pointer else None
-
-
 def best_model(run: Path) -> Path:
     """Return the model directory of the best checkpoint, or of the newest where none is marked.
 
