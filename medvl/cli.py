@@ -214,7 +214,7 @@ def _prepare(arguments: argparse.Namespace) -> int:
             progress=bar,
         )
     _show(arguments, summary)
-    return EXIT_SOME_FAILED if summary.failed else 0
+    return 0 if summary.complete else EXIT_SOME_FAILED
 
 
 def _train(arguments: argparse.Namespace) -> int:
@@ -224,7 +224,7 @@ def _train(arguments: argparse.Namespace) -> int:
         recipe = verbs.resolve_recipe(
             arguments.recipe, modality=arguments.modality, overrides=arguments.overrides
         )
-        _write(recipe.to_yaml())
+        _write(json.dumps(recipe.model_dump(mode="json"), indent=2) if arguments.json else recipe.to_yaml())
         return 0
     if arguments.data is None or arguments.out is None:
         raise UsageError(

@@ -89,6 +89,10 @@ def test_print_recipe_shows_the_resolved_whole(capsys):
     values = yaml.safe_load(out)
     assert status == 0 and values["schedule"]["epochs"] == 7 and values["objective"]["name"] == "clip"
     assert values["optimiser"]["betas"], "defaults are printed too"
+    status, out, _ = run(
+        capsys, "cxr", "train", "--recipe", "clip", "--set", "schedule.epochs=7", "--print-recipe", "--json"
+    )
+    assert status == 0 and json.loads(out) == values
 
 
 def test_recipes_and_doctor(capsys):

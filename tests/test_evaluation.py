@@ -256,7 +256,7 @@ def test_what_is_left_out_is_counted(tmp_path):
         "film equal to one of the training split": 1,
         "film without a report (out of retrieval only)": 1,
     }
-    with pytest.raises(UsageError, match=r"'val' holds no usable film: 0 records"):
+    with pytest.raises(UsageError, match=r"'val' holds no usable film: 0 records\. Prepare"):
         choose_cases(Store(tmp_path / "store"), split="val", split_seed=None)
 
 

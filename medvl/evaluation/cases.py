@@ -119,8 +119,9 @@ def choose_cases(store: Store, *, split: str, split_seed: int | None, view: str 
             f"no record of the split '{split}' has a report.", hint="Prepare it with a report table."
         )
     if not images:
+        why = "".join(f", {n} left out: {reason}" for reason, n in left_out.items() if n)
         raise UsageError(
-            f"the split '{split}' holds no usable film: {len(chosen)} records, left out {dict(left_out)}.",
+            f"the split '{split}' holds no usable film: {len(chosen)} records{why}.",
             hint="Prepare more patients, or evaluate another split.",
         )
     usable = tuple(r for r in train if not r.geometry.startswith("rejected") and any(getattr(r, view)))
