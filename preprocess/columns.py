@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -245,8 +246,11 @@ def _overrides(frame: pd.DataFrame, columns: Overrides) -> dict[str, Any]:
         names = [part for part in (value.split("+") if isinstance(value, str) else value) if part]
         for name in names:
             if name not in frame.columns:
+                # A table without a header has a patient's cells here: only a near miss may be quoted.
+                near = difflib.get_close_matches(name, [str(column) for column in frame.columns], n=1)
                 raise BadTable(
-                    f"the table has no column '{name}'.", hint=nearest(name, map(str, frame.columns))
+                    f"none of the table's {len(frame.columns)} columns is '{name}'.",
+                    hint=f"Did you mean '{near[0]}'?" if near else "Take a name from its first line.",
                 )
         several = role in ("text", "labels")
         if not several and len(names) > 1:

@@ -168,9 +168,16 @@ def test_section_columns_are_joined_under_headings_that_the_parser_knows():
     assert columns.report_text(row) == "CLINICAL HISTORY: Cough.\nFINDINGS: Clear."
 
 
+def test_a_table_without_a_header_does_not_spill_its_first_row():
+    frame = pd.DataFrame({"DOE JOHN": ["ROE JANE"], "a.png": ["b.png"]})
+    with pytest.raises(BadTable, match=r"none of the table's 2 columns is 'report'") as caught:
+        guess_columns(frame, columns={"text": "report"})
+    assert "DOE" not in str(caught.value)
+
+
 def test_overrides_are_checked():
     frame = table("patient_id", "report")
-    with pytest.raises(BadTable, match=r"no column 'patient_di'.*Did you mean 'patient_id'"):
+    with pytest.raises(BadTable, match=r"columns is 'patient_di'.*Did you mean 'patient_id'"):
         guess_columns(frame, columns={"patient": "patient_di"})
     with pytest.raises(BadTable, match=r"'pateint' is not a role.*Did you mean 'patient'"):
         guess_columns(frame, columns={"pateint": "patient_id"})
