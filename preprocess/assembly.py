@@ -12,17 +12,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from medvl.errors import file_token
 from medvl.notice import NOTICE
 from medvl.preprocess.checks import Check, check_records
 from medvl.preprocess.chunks import Failure, Job, Part, Task
-from medvl.preprocess.pairing import Pairing
-from medvl.preprocess.pseudonyms import write_sources
+from medvl.preprocess.pairing import Pairing, Unpaired
+from medvl.preprocess.pseudonyms import write_sources, write_unpaired
 from medvl.preprocess.quality import render_quality
 from medvl.records import Record
 from medvl.splits import SPLITS
 from medvl.store import FORMAT, index_bytes, write_atomic
 
 __all__ = ["PrepareSummary", "Prepared", "assemble"]
+
+
+REFUSED = frozenset(
+    {"conflicting_reports", "ambiguous_file_name", "same_uid_different_pixels", "one_study_of_two_patients"}
+)
+"""Reasons to leave an image out that somebody must look at."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +63,11 @@ class PrepareSummary:
     splits: dict[str, int]
     checks: tuple[Check, ...]
     resumed: int = 0
+
+    @property
+    def complete(self) -> bool:
+        """Whether every image that should have become a record did: none failed, none was refused."""
+        return bool(self.records) and not self.failed and not REFUSED.intersection(self.unpaired)
 
     def to_json(self) -> dict[str, Any]:
         """Return the summary as JSON values."""
@@ -106,6 +118,7 @@ class Prepared:
     failures: tuple[Failure, ...]
     kinds: dict[str, int]
     unpaired: dict[str, int]
+    unpaired_entries: tuple[Unpaired, ...]
     columns: dict[str, str]
     notes: tuple[str, ...]
     options: dict[str, Any]
@@ -128,6 +141,7 @@ class Prepared:
             failures=tuple(sorted((f for p in parts for f in p.failures), key=lambda failure: failure.item)),
             kinds=dict(sum((Counter(part.kinds) for part in parts), Counter())),
             unpaired=dict(sorted(Counter(entry.reason for entry in paired.unpaired).items())),
+            unpaired_entries=tuple(paired.unpaired),
             columns=dict(sorted(paired.columns.items())),
             notes=tuple(paired.notes),
             options=dict(options),
@@ -163,6 +177,7 @@ def assemble(prepared: Prepared, summary: PrepareSummary, *, source: Path) -> No
         out / "private",
         ((job.record_id, job.token, Path(job.path).relative_to(source).as_posix()) for job in prepared.jobs),
     )
+    write_unpaired(out / "private", _unpaired_rows(prepared.unpaired_entries, source))
     page = render_quality(
         prepared.records,
         failures=prepared.failures,
@@ -201,3 +216,15 @@ def assemble(prepared: Prepared, summary: PrepareSummary, *, source: Path) -> No
 def _counts(summary: PrepareSummary) -> dict[str, Any]:
     names = ("files", "records", "studies", "patients", "failed", "failures", "unpaired", "splits")
     return {name: getattr(summary, name) for name in names}
+
+
+def _unpaired_rows(entries: Sequence[Unpaired], source: Path) -> list[tuple[str, str, str, str]]:
+    wanted = {entry.token for entry in entries if entry.token}
+    paths: dict[str, list[str]] = {}
+    for path in sorted(source.rglob("*")) if wanted else ():
+        if (token := file_token(path)) in wanted:
+            paths.setdefault(token, []).append(path.relative_to(source).as_posix())
+    return sorted(
+        (entry.reason, entry.token, " | ".join(paths.get(entry.token, ())), str(entry.line or ""))
+        for entry in entries
+    )

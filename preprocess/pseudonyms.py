@@ -14,7 +14,7 @@ from pathlib import Path
 from medvl.errors import UsageError
 from medvl.store import write_atomic
 
-__all__ = ["KEY_BYTES", "Pseudonyms", "keep_key", "write_sources"]
+__all__ = ["KEY_BYTES", "Pseudonyms", "keep_key", "write_sources", "write_unpaired"]
 
 KEY_BYTES = 32
 
@@ -93,11 +93,25 @@ def write_sources(private: Path, rows: Iterable[tuple[str, str, str]]) -> None:
         private: the private folder of the store.
         rows: record id, file token and path below the source folder.
     """
+    _write_table(private / "sources.csv", ("item", "token", "path"), rows)
+
+
+def write_unpaired(private: Path, rows: Iterable[tuple[str, str, str, str]]) -> None:
+    """Write the table of all that was left without a partner.
+
+    Args:
+        private: the private folder of the store.
+        rows: reason, file token, path below the source folder, line of the report table.
+    """
+    _write_table(private / "unpaired.csv", ("reason", "token", "path", "line"), rows)
+
+
+def _write_table(path: Path, header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> None:
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(("item", "token", "path"))
+    writer.writerow(header)
     writer.writerows(rows)
-    _write_secret(private / "sources.csv", stream.getvalue().encode("utf-8", "surrogateescape"))
+    _write_secret(path, stream.getvalue().encode("utf-8", "surrogateescape"))
 
 
 def _write_secret(path: Path, data: bytes) -> None:

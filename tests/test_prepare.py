@@ -377,26 +377,3 @@ def test_retry_failed_does_only_the_failed_chunks_again(tmp_path):
     assert (retried.records, retried.failed, retried.resumed) == (12, 0, 10)
     prepare(source, tmp_path / "fresh", key=KEY, workers=1, shard_records=2)
     assert tree_hash(tmp_path / "s") == tree_hash(tmp_path / "fresh")
-
-
-@pytest.mark.data
-def test_real_radiographs_are_all_accounted_for(shared_data, tmp_path):
-    source = shared_data / "cxr" / "clinical_notes"
-    summary = prepare(source, tmp_path / "s", key=KEY, workers=2)
-    with (source / "images.csv").open(newline="", encoding="utf-8") as stream:
-        rows = list(csv.DictReader(stream))
-    assert summary.files == summary.records + summary.failed == len(rows) == 274
-    assert summary.failed == 0 and summary.unpaired == {"image_without_report": 75}
-    assert summary.columns["patient"] == "group_id"
-    ids = Pseudonyms(KEY)
-    by_id = {record.record_id: record for record in Store(tmp_path / "s").records}
-    for row in rows:
-        record = by_id[ids.record(row["image"])]
-        assert record.patient_id == ids.patient(row["group_id"])
-        assert bool(record.report) == bool(row["text"].strip())
-        assert record.source_shape == (int(row["height"]), int(row["width"]))
-    assert sum(len(record.boxes) for record in by_id.values()) == 542
-    splits = {}
-    for record in by_id.values():
-        splits.setdefault(record.patient_id, set()).add(record.split)
-    assert all(len(found) == 1 for found in splits.values())
