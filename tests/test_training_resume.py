@@ -66,6 +66,15 @@ def assert_same_end(one, two):
     assert checkpoints.best_model(one).name == checkpoints.best_model(two).name
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Sums are rounded by their order, so bit-equal runs need equal numbers of threads; the children have 1."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
     return write_tiny(tmp_path_factory.mktemp("resume") / "store", n=48)

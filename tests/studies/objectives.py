@@ -7,6 +7,7 @@ Every run trains in a process of its own, so that CPU time and memory are its ow
 """
 
 import argparse
+import hashlib
 import json
 import multiprocessing
 import resource
@@ -46,7 +47,12 @@ def shuffle_pairs(store: Path, out: Path, *, seed: int) -> None:
     # A dealt report no longer belongs to the film's study, so every film is a study of its own.
     table["study_id"] = table["record_id"]
     schema = pq.read_schema(store / "index.parquet")
-    pq.write_table(pa.Table.from_pandas(table, schema=schema, preserve_index=False), out / "index.parquet")
+    shuffled = pa.Table.from_pandas(table, schema=schema, preserve_index=False)
+    pq.write_table(shuffled, out / "index.parquet")
+    manifest = json.loads((out / "store.json").read_text("utf-8"))
+    index = (out / "index.parquet").read_bytes()
+    manifest["index"]["blake2b"] = hashlib.blake2b(index, digest_size=16).hexdigest()
+    (out / "store.json").write_text(json.dumps(manifest), "utf-8")
 
 
 def one(store: Path, run: Path, *, recipe: str, seed: int, overrides: list[str], result: Path) -> None:
