@@ -68,7 +68,7 @@ def assert_same_end(one, two):
 
 @pytest.fixture(autouse=True)
 def one_thread():
-    """Sums are rounded by their order: bit-equal runs need equal numbers of threads, and the children have 1."""
+    """Sums are rounded by their order: bit-equal runs need equal threads, and the children have one."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
