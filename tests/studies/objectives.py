@@ -78,7 +78,9 @@ def one(store: Path, run: Path, *, recipe: str, seed: int, overrides: list[str],
 
 
 def _mean(values: list[float]) -> str:
-    spread = statistics.stdev(values) if len(values) > 1 else float("nan")
+    if len(values) == 1:
+        return f"{values[0]:.3f}"
+    spread = statistics.stdev(values)
     each = ", ".join(f"{value:.3f}" for value in values)
     return f"{statistics.mean(values):.3f} ± {spread:.3f} ({each})"
 
