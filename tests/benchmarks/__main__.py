@@ -13,6 +13,7 @@ def main() -> None:
         module.name for module in pkgutil.iter_modules(here.__path__) if module.name.startswith("bench_")
     ]
     wanted = [f"bench_{name}" for name in sys.argv[1:]] or names
+    sys.argv[1:] = []  # a benchmark has options of its own
     for name in wanted:
         if name not in names:
             raise SystemExit(f"unknown benchmark {name!r}; there are {', '.join(n[6:] for n in names)}")
