@@ -16,7 +16,6 @@ Loading reads JSON and safetensors and runs no code from the bundle.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -30,7 +29,7 @@ from medvl.encoders.lora import merge_lora
 from medvl.errors import BundleError, ConfigError, UsageError
 from medvl.modeldir import LoadedModel, read_model, write_model
 from medvl.notice import NOTICE
-from medvl.store import write_atomic
+from medvl.store import file_sha256, write_atomic
 from medvl.training.checkpoints import best_model, read_provenance
 from medvl.version import VERSION
 
@@ -112,7 +111,7 @@ def export(run: Path, bundle: Path, *, onnx: bool = True) -> ExportSummary:
             parity = export_onnx(loaded, partial / "models").to_json()
         evaluated = _write_docs(run, partial, loaded, parity)
         _write_json(partial / "configs" / "metadata.json", _metadata(loaded))
-        files = {str(path.relative_to(partial)): _sha256(path) for path in _files(partial)}
+        files = {str(path.relative_to(partial)): file_sha256(path) for path in _files(partial)}
         _write_json(partial / _MANIFEST, {"format": FORMAT, "files": files})
         partial.rename(bundle)
     finally:
@@ -154,7 +153,7 @@ def load_bundle(path: Path) -> LoadedModel:
             f"the bundle's file {name!r} {what}.", hint="Export again; do not add files to a bundle."
         )
     for name, digest in listed.items():
-        got = _sha256(path / name)
+        got = file_sha256(path / name)
         if got != digest:
             raise BundleError(
                 f"the bundle's file {name!r} has SHA-256 {got[:12]}…, the manifest says {digest[:12]}….",
@@ -172,11 +171,6 @@ def _files(folder: Path) -> list[Path]:
                 hint="Bundles hold plain files.",
             )
     return files
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _write_json(path: Path, values: dict[str, Any]) -> None:
@@ -241,7 +235,7 @@ def _write_docs(run: Path, folder: Path, loaded: LoadedModel, parity: dict[str, 
     if evaluated:
         shutil.copyfile(metrics, docs / "metrics.json")
         figures = (
-            f"Every figure is in `metrics.json` (SHA-256 `{_sha256(metrics)}`), with n, interval and seed."
+            f"Figures are in `metrics.json` (SHA-256 `{file_sha256(metrics)}`), with n, interval and seed."
             f"\n\n{table.read_text('utf-8')}"
         )
     else:

@@ -34,7 +34,7 @@ from medvl.config import parse_json
 from medvl.encoders.lora import LoraOptions
 from medvl.errors import CheckpointError, ConfigError, IntegrityError, nearest
 from medvl.specs import InputSpec, PixelSpec, ReportSpec, Spec, fold
-from medvl.store import write_atomic
+from medvl.store import file_sha256, write_atomic
 from medvl.tokens import ReportTokeniser
 
 __all__ = ["FORMAT", "LoadedModel", "read_model", "write_model"]
@@ -170,7 +170,7 @@ def write_model(directory: str | Path, loaded: LoadedModel) -> None:
     write_atomic(folder / SPECS, _json(specs))
     loaded.tokeniser.save((folder / TOKENIZER).parent)
     _write_weights(folder / WEIGHTS, loaded.model)
-    hashes = {name: _sha256(folder / name) for name in FILES}
+    hashes = {name: file_sha256(folder / name) for name in FILES}
     write_atomic(folder / MANIFEST, _json({"format": FORMAT, "files": hashes}))
 
 
@@ -186,11 +186,6 @@ def _write_weights(path: Path, model: AlignmentModel) -> None:
     with temporary.open("rb") as stream:
         os.fsync(stream.fileno())
     temporary.replace(path)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def read_model(
@@ -261,7 +256,7 @@ def _check_manifest(folder: Path, error: type[IntegrityError]) -> None:
         path = folder / name
         if path.is_symlink() or not path.is_file():
             raise error(f"{name} is missing or a link.", hint="Copy the whole directory.")
-        if _sha256(path) != hashes[name]:
+        if file_sha256(path) != hashes[name]:
             raise error(f"the SHA-256 of {name} is not that of {MANIFEST}.", hint="Copy or export it again.")
 
 

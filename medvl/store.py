@@ -42,6 +42,7 @@ __all__ = [
     "FORMAT",
     "INDEX_SCHEMA",
     "Store",
+    "file_sha256",
     "index_bytes",
     "pack",
     "read_pixels",
@@ -129,6 +130,12 @@ def unpack(payload: bytes) -> Shaped[np.ndarray, "..."]:
         return np.load(io.BytesIO(blosc2.decompress2(payload, nthreads=1)), allow_pickle=False)
     except (RuntimeError, ValueError, EOFError, TypeError) as error:
         raise StoreError(f"a payload of {len(payload)} bytes is not a packed array.", hint=_AGAIN) from error
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes in hexadecimal, as every manifest lists it."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def write_atomic(path: Path, data: bytes) -> None:

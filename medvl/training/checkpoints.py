@@ -13,7 +13,6 @@ with a SHA-256 of each file comes last, and then the folder takes its name.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -23,7 +22,7 @@ from typing import Any
 
 from medvl.config import parse_json
 from medvl.errors import CheckpointError, ConfigError
-from medvl.store import write_atomic
+from medvl.store import file_sha256, write_atomic
 
 __all__ = [
     "best_model",
@@ -60,7 +59,7 @@ def write_checkpoint(folder: Path, write: Callable[[Path], None]) -> None:
     try:
         write(temporary)
         files = sorted(path for path in temporary.rglob("*") if path.is_file())
-        digests = {str(path.relative_to(temporary)): _sha256(path) for path in files}
+        digests = {str(path.relative_to(temporary)): file_sha256(path) for path in files}
         (temporary / MANIFEST).write_text(json.dumps({"files": digests}, indent=1), "utf-8")
         for path in [
             *files,
@@ -96,7 +95,7 @@ def verify(folder: Path) -> None:
         odd = sorted(found ^ set(expected))
         raise CheckpointError(f"{folder.name}: these files are missing or were added: {odd}.", hint=hint)
     for name, digest in expected.items():
-        if _sha256(folder / name) != digest:
+        if file_sha256(folder / name) != digest:
             raise CheckpointError(
                 f"{folder.name}: the SHA-256 of {name} is not that of the manifest.", hint=hint
             )
@@ -179,11 +178,6 @@ def _pointer(path: Path) -> dict[str, Any]:
     except (ConfigError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{path.name} cannot be read: {error}.", hint="Remove it.") from error
     return values if isinstance(values, dict) else {}
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _fsync(path: Path) -> None:
