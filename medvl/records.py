@@ -5,10 +5,24 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-__all__ = ["Box", "LabelState", "Record", "Report", "Section", "Sentence"]
+__all__ = [
+    "IS_PRESENT",
+    "Box",
+    "Change",
+    "LabelState",
+    "Record",
+    "Report",
+    "Section",
+    "Sentence",
+    "TextRegion",
+]
 
-LabelState = Literal["present", "absent", "uncertain"]
-"""What is known of a finding; a finding that is not listed is unknown."""
+LabelState = Literal["present", "absent", "uncertain", "unchanged"]
+"""What is known of a finding: ``unchanged`` is present and said to be as before. One that is not listed is
+unknown."""
+
+IS_PRESENT: dict[str, bool] = {"present": True, "unchanged": True, "absent": False}
+"""Whether a state says that the finding is there; "uncertain" and what is not listed say neither."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +65,44 @@ class Report:
 
 
 @dataclass(frozen=True)
+class Change:
+    """A span of the original text that a view does not show as it stands, and why.
+
+    Attributes:
+        start, end: of the span.
+        reason: ``heading``, ``placeholder``, ``abbreviation``, the tags of a dropped sentence, …
+        shown: what the view shows instead ("" for nothing).
+        view: ``"retrieval"``, ``"generation"`` or ``"both"``.
+    """
+
+    start: int
+    end: int
+    reason: str
+    shown: str = ""
+    view: str = "both"
+
+
+@dataclass(frozen=True)
+class TextRegion:
+    """Text that is burned into the picture, in pixels of the stored array; the words are not kept.
+
+    Attributes:
+        x0, y0, x1, y1: x right, y down, end exclusive.
+        kind: ``"text"``, or ``"marker"`` for a letter that tells the side.
+        score: of the detector, 0 to 1.
+        masked: whether the stored pixels were painted over.
+    """
+
+    x0: float
+    y0: float
+    x1: float
+    y1: float
+    kind: Literal["text", "marker"]
+    score: float
+    masked: bool
+
+
+@dataclass(frozen=True)
 class Box:
     """A finding's place, in pixels of the stored array: x right, y down, end exclusive."""
 
@@ -80,11 +132,20 @@ class Record:
         sections, sentences: spans of ``report``.
         retrieval: the sentences of the view that describes the case.
         generation: the sentences of the view that only says what the image can show.
-        labels: finding to state.
+        changes: every span of ``report`` that a view drops or alters, with the reason.
+        redactions: how many names, identifiers and dates were taken out of the text before it was parsed, by
+            kind; the words themselves are gone.
+        rewritten: the sentences of a checked rewrite of the retrieval view; empty when there is none.
+        labels: finding to state: of the label table, or where the source has none, what the report says.
+        said: finding to state: what the report says.
         boxes: in pixels of the stored array.
+        text_regions: text burned into the picture.
+        text_fraction: share of the picture's area that it takes; None when nobody looked.
         pixel_hash, text_hash: of the stored pixels and of the normalised report ("" for none).
         pixel_digest, report_digest: digests of the specs that made this record.
         shard, offset, size, crc32: where the payload lies: shard file, first byte, bytes, checksum.
+        payload: how the payload is coded: ``"npy.b2"`` for a packed array, ``"jpg"`` or ``"png"`` for the
+            codestream of the source.
         shape, dtype: of the stored array.
         notes: repairs that the reader made.
     """
@@ -113,9 +174,16 @@ class Record:
     geometry: str = "ok"
     sections: tuple[Section, ...] = ()
     sentences: tuple[Sentence, ...] = ()
+    changes: tuple[Change, ...] = ()
+    redactions: dict[str, int] = field(default_factory=dict)
+    rewritten: tuple[str, ...] = ()
     labels: dict[str, LabelState] = field(default_factory=dict)
+    said: dict[str, LabelState] = field(default_factory=dict)
     boxes: tuple[Box, ...] = ()
+    text_regions: tuple[TextRegion, ...] = ()
+    text_fraction: float | None = None
     notes: tuple[str, ...] = ()
+    payload: str = "npy.b2"
     shard: str = ""
     offset: int = 0
     size: int = 0

@@ -35,7 +35,7 @@ import pyarrow.parquet as pq
 from jaxtyping import Shaped
 
 from medvl.errors import StoreError
-from medvl.records import Box, Record, Section, Sentence
+from medvl.records import Box, Change, Record, Section, Sentence, TextRegion
 from medvl.specs import PixelSpec, ReportSpec
 
 __all__ = [
@@ -53,7 +53,7 @@ __all__ = [
     "write_shard",
 ]
 
-FORMAT = "medvl-store-1"
+FORMAT = "medvl-store-2"
 
 _TEXT = pa.string()
 INDEX_SCHEMA = pa.schema(
@@ -71,8 +71,14 @@ INDEX_SCHEMA = pa.schema(
         ("generation", pa.list_(_TEXT)),
         ("sections", _TEXT),
         ("sentences", _TEXT),
+        ("changes", _TEXT),
+        ("redactions", _TEXT),
+        ("rewritten", pa.list_(_TEXT)),
         ("labels", _TEXT),
+        ("said", _TEXT),
         ("boxes", _TEXT),
+        ("text_regions", _TEXT),
+        ("text_fraction", pa.float64()),
         ("text_hash", _TEXT),
         ("pixel_hash", _TEXT),
         ("pixel_digest", _TEXT),
@@ -85,19 +91,24 @@ INDEX_SCHEMA = pa.schema(
         ("inverted", pa.bool_()),
         ("geometry", _TEXT),
         ("notes", pa.list_(_TEXT)),
+        ("payload", _TEXT),
         ("shard", _TEXT),
         ("offset", pa.int64()),
         ("size", pa.int64()),
         ("crc32", pa.int64()),
     ]
 )
-"""Columns of ``index.parquet``; ``sections``, ``sentences``, ``labels`` and ``boxes`` hold JSON."""
+"""Columns of ``index.parquet``; those of ``_JSON_FIELDS`` hold JSON."""
 
 _JSON_FIELDS: dict[str, type | None] = {
     "sections": Section,
     "sentences": Sentence,
     "boxes": Box,
+    "changes": Change,
+    "text_regions": TextRegion,
     "labels": None,
+    "redactions": None,
+    "said": None,
 }
 _PLACE = ("shard", "offset", "size", "crc32")
 _SURROGATE = re.compile("[\ud800-\udfff]")

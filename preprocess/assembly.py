@@ -16,9 +16,9 @@ from medvl.errors import file_token
 from medvl.notice import NOTICE
 from medvl.preprocess.checks import Check, check_records
 from medvl.preprocess.chunks import Failure, Job, Part, Task
-from medvl.preprocess.pairing import Pairing, Unpaired
 from medvl.preprocess.pseudonyms import write_sources, write_unpaired
 from medvl.preprocess.quality import render_quality
+from medvl.preprocess.sources.pairing import Pairing, Unpaired
 from medvl.records import Record
 from medvl.splits import SPLITS
 from medvl.store import FORMAT, index_bytes, write_atomic

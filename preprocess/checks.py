@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from medvl.records import Record
+from medvl.records import IS_PRESENT, Record
 from medvl.store import Store
 
 __all__ = ["Check", "check_records", "check_store"]
@@ -108,7 +108,7 @@ def _differing(
 
 def _in_conflict(group: Iterable[Record]) -> bool:
     said = {(finding, state) for record in group for finding, state in record.labels.items()}
-    return any(state == "present" and (finding, "absent") in said for finding, state in said)
+    return any(IS_PRESENT.get(state) and (finding, "absent") in said for finding, state in said)
 
 
 def _check(name: str, says: str, groups: Sequence[Sequence[Record]], level: Level) -> Check:

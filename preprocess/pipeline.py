@@ -26,9 +26,9 @@ from medvl.errors import StoreError, UsageError, file_token
 from medvl.preprocess.assembly import Prepared, PrepareSummary, assemble
 from medvl.preprocess.chunks import Chunk, Job, Task, read_part, refused_write
 from medvl.preprocess.lock import hold
-from medvl.preprocess.pairing import Pairing, pair
 from medvl.preprocess.pool import run_chunks
 from medvl.preprocess.pseudonyms import Pseudonyms, keep_key
+from medvl.preprocess.sources.pairing import Pairing, pair
 from medvl.specs import PixelSpec, ReportSpec
 from medvl.splits import split_of
 from medvl.store import write_atomic

@@ -17,7 +17,7 @@ from PIL import Image as Pillow
 from medvl.notice import NOTICE
 from medvl.preprocess.checks import Check
 from medvl.preprocess.chunks import Failure
-from medvl.records import Record, Report
+from medvl.records import IS_PRESENT, Record, Report
 from medvl.specs import PixelSpec, ReportSpec, Spec, fold
 from medvl.splits import SPLITS
 from medvl.store import read_pixels
@@ -219,9 +219,9 @@ def _labels(records: Sequence[Record]) -> list[dict[str, Any]]:
         states = sum(by_split.values(), Counter())
         row = {
             "name": finding,
-            **{state: states[state] for state in ("present", "absent", "uncertain")},
+            **{state: states[state] for state in ("present", "unchanged", "absent", "uncertain")},
             "unknown": len(records) - states.total(),
-            "share": 100 * states["present"] / len(records),
+            "share": 100 * (states["present"] + states["unchanged"]) / len(records),
             "splits": [
                 {"name": name, "present": by_split[name]["present"], "of": total[name]} for name in SPLITS
             ],
@@ -266,7 +266,7 @@ def _card(record: Record, shards: Path) -> dict[str, Any]:
             }
             for box in record.boxes
         ],
-        "present": sorted(finding for finding, state in record.labels.items() if state == "present"),
+        "present": sorted(finding for finding, state in record.labels.items() if IS_PRESENT.get(state)),
         "text": _short(" ".join(record.retrieval), most=_TEXT_SHOWN),
         "generation": _short(" ".join(record.generation), most=_TEXT_SHOWN),
     }

@@ -15,8 +15,8 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian
 
 from medvl.errors import BadTable, UsageError
-from medvl.preprocess.discovery import discover
-from medvl.preprocess.pairing import pair
+from medvl.preprocess.sources.discovery import discover
+from medvl.preprocess.sources.pairing import pair
 from medvl.records import Box
 
 

@@ -14,8 +14,8 @@ from readingcases import FIXTURES, NICOM, golden, quiet
 
 from medvl.errors import MedvlError
 from medvl.images import Photometric, Unit
-from medvl.preprocess.dicom import read_header
 from medvl.preprocess.reading import read_image
+from medvl.preprocess.reading.dicom import read_header
 from medvl.specs import PixelSpec
 
 # --- colour (PREPROCESS §1.4, trap 9) ---

@@ -16,8 +16,8 @@ from medvl.errors import (
     NotDicom,
     TruncatedPixels,
 )
-from medvl.preprocess.dicom import read_dicom, read_header
 from medvl.preprocess.reading import read_image
+from medvl.preprocess.reading.dicom import read_dicom, read_header
 
 # --- row 1, 2: not DICOM ---
 

@@ -18,9 +18,9 @@ from medvl.errors import (
     DecodeError,
     MedvlError,
 )
-from medvl.preprocess.decoders import _captured_stderr
-from medvl.preprocess.dicom import read_header
 from medvl.preprocess.reading import read_image
+from medvl.preprocess.reading.decoders import _captured_stderr
+from medvl.preprocess.reading.dicom import read_header
 
 # --- row 9: garbage for a codec ---
 

@@ -7,9 +7,9 @@ import pydicom
 import pytest
 from readingcases import golden
 
-from medvl.preprocess.decoders import DECODERS, plugins
-from medvl.preprocess.dicom import read_header
 from medvl.preprocess.reading import kind_of, read_image
+from medvl.preprocess.reading.decoders import DECODERS, plugins
+from medvl.preprocess.reading.dicom import read_header
 
 # --- decoders ---
 

@@ -9,8 +9,8 @@ import pytest
 from pydicom.sr._snomed_dict import mapping as snomed_retired
 from readingcases import golden
 
-from medvl.preprocess.dicom import VIEW_CODES, read_header
 from medvl.preprocess.reading import read_image
+from medvl.preprocess.reading.dicom import VIEW_CODES, read_header
 
 # --- header, view, laterality ---
 

@@ -24,9 +24,9 @@ from medvl.errors import (
     PixelLimit,
     TruncatedPixels,
 )
-from medvl.preprocess.dicom import read_header
-from medvl.preprocess.limits import Limits, inflate
 from medvl.preprocess.reading import read_image
+from medvl.preprocess.reading.dicom import read_header
+from medvl.preprocess.reading.limits import Limits, inflate
 
 # --- row 5, 6: headers that ask for too much ---
 

@@ -16,8 +16,8 @@ from PIL import Image as Pillow
 
 from medvl.errors import BadImage, InputError, MedvlError, MultiFrame, PixelLimit
 from medvl.images import Photometric, Unit
-from medvl.preprocess.limits import Limits
 from medvl.preprocess.reading import kind_of, read_image
+from medvl.preprocess.reading.limits import Limits
 from medvl.specs import PixelSpec
 
 RAMP = np.linspace(0, 255, 12 * 20).astype(np.uint8).reshape(12, 20)

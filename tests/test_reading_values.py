@@ -13,9 +13,9 @@ from readingcases import NICOM, golden
 
 from medvl.errors import MultiFrame
 from medvl.images import Photometric, Unit, Window
-from medvl.preprocess.dicom import read_dicom
-from medvl.preprocess.limits import DEFAULT_LIMITS, Limits
 from medvl.preprocess.reading import read_image
+from medvl.preprocess.reading.dicom import read_dicom
+from medvl.preprocess.reading.limits import DEFAULT_LIMITS, Limits
 from medvl.specs import PixelSpec
 
 # --- golden facts (STYLE.md): each number comes from the header's formula by hand ---

@@ -12,8 +12,8 @@ from medvl.errors import (
     BadElement,
     DecodeError,
 )
-from medvl.preprocess.dicom import read_header
 from medvl.preprocess.reading import read_image
+from medvl.preprocess.reading.dicom import read_header
 
 # --- row 10: hostile identifiers ---
 

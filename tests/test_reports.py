@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medvl.errors import BadReport, ConfigError
-from medvl.preprocess.report_rules import PARSERS
 from medvl.preprocess.reports import MAX_CHARACTERS, changes, hygiene_notes, mask_identity, parse_report
+from medvl.preprocess.reports.rules import PARSERS
 from medvl.records import Report
 from medvl.specs import ReportSpec, fold
 
@@ -327,7 +327,7 @@ def test_an_unknown_parser_is_refused():
 
 def test_rules_that_change_need_a_new_version():
     """A store names the rules by version alone, so the rules of a version never change."""
-    rules = resources.files("medvl.preprocess").joinpath("report_rules_en.yaml").read_bytes()
+    rules = resources.files("medvl.preprocess.reports").joinpath("rules_en.yaml").read_bytes()
     assert (PARSERS[-1], hashlib.blake2b(rules, digest_size=8).hexdigest()) == ("en-1", "d0b9cd5b47f6b734")
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from medvl.preprocess.columns import guess_columns
 from medvl.preprocess.reports import changes, parse_report
-from medvl.preprocess.tables import read_table
+from medvl.preprocess.sources.columns import guess_columns
+from medvl.preprocess.sources.tables import read_table
 from medvl.records import Report
 from medvl.specs import ReportSpec
 
@@ -73,10 +73,10 @@ def test_iu_xray_sections_are_those_of_its_columns(shared_data):
 TIMING = """
 import sys, time
 from pathlib import Path
-from medvl.preprocess.columns import guess_columns
-from medvl.preprocess.report_rules import find_tags
+from medvl.preprocess.sources.columns import guess_columns
+from medvl.preprocess.reports.rules import find_tags
 from medvl.preprocess.reports import parse_report
-from medvl.preprocess.tables import read_table
+from medvl.preprocess.sources.tables import read_table
 frame = read_table(Path(sys.argv[1]))
 columns = guess_columns(frame)
 texts = [columns.report_text(row) for row in frame.to_dict("records")]

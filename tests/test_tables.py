@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medvl.errors import BadTable
-from medvl.preprocess.columns import guess_columns
-from medvl.preprocess.labels import LabelEncoding, finding_name, read_boxes, read_labels, row_labels
-from medvl.preprocess.tables import read_table
+from medvl.preprocess.sources.columns import guess_columns
+from medvl.preprocess.sources.labels import LabelEncoding, finding_name, read_boxes, read_labels, row_labels
+from medvl.preprocess.sources.tables import read_table
 from medvl.records import Box
 
 

@@ -19,7 +19,7 @@ from torch.utils.data import Dataset
 from medvl.data.augment import Augment, draw
 from medvl.errors import UsageError
 from medvl.features import Batch
-from medvl.records import Record
+from medvl.records import IS_PRESENT, Record
 from medvl.specs import InputSpec
 from medvl.splits import SPLITS, split_of
 from medvl.store import Store
@@ -245,4 +245,4 @@ def _verdict(record: Record, view: str) -> str:
 
 
 def _state(record: Record, name: str) -> float:
-    return {"present": 1.0, "absent": 0.0}.get(record.labels.get(name, ""), np.nan)
+    return float(IS_PRESENT.get(record.labels.get(name, ""), np.nan))

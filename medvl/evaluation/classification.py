@@ -12,6 +12,7 @@ from scipy.stats import rankdata
 
 from medvl.errors import UsageError, nearest
 from medvl.evaluation.bootstrap import Bootstrap, Number
+from medvl.records import IS_PRESENT
 
 __all__ = [
     "POLICIES",
@@ -36,7 +37,7 @@ def truth_values(
     """Return 1 for present, 0 for absent and NaN for what does not count.
 
     Args:
-        labels: per study, finding to ``present``, ``absent`` or ``uncertain``; what is not listed is unknown.
+        labels: per study, finding to its state; what is not listed is unknown.
         findings: the columns.
         uncertain: ``exclude`` leaves uncertain findings out, ``ones`` and ``zeros`` take them as present or
             absent, ``mixed`` takes atelectasis, edema and pleural effusion as present, cardiomegaly and
@@ -59,7 +60,7 @@ def truth_values(
             ones = uncertain == "ones" or (uncertain == "mixed" and finding in _U_ONES)
             zeros = uncertain == "zeros" or (uncertain == "mixed" and finding in _U_ZEROS)
             return 1.0 if ones else 0.0 if zeros else np.nan
-        return {"present": 1.0, "absent": 0.0}.get(state or "", np.nan)
+        return float(IS_PRESENT.get(state or "", np.nan))
 
     rows = [[value(finding, states.get(finding)) for finding in findings] for states in labels]
     return np.asarray(rows, np.float64).reshape(len(labels), len(findings))

@@ -29,7 +29,7 @@ from medvl.evaluation.tables import (
 from medvl.heads.grounding import heat_map
 from medvl.notice import NOTICE
 from medvl.progress import Progress
-from medvl.records import Record
+from medvl.records import IS_PRESENT, Record
 from medvl.specs import InputSpec
 from medvl.store import Store, write_atomic
 
@@ -130,7 +130,7 @@ def _partners(results: Results) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _group(record: Record) -> str:
-    present = sorted(name for name, state in record.labels.items() if state == "present")
+    present = sorted(name for name, state in record.labels.items() if IS_PRESENT.get(state))
     if not record.labels:
         return "unlabelled"
     if len(present) > 1:
@@ -139,7 +139,7 @@ def _group(record: Record) -> str:
 
 
 def _findings(record: Record) -> str:
-    present = sorted(name for name, state in record.labels.items() if state == "present")
+    present = sorted(name for name, state in record.labels.items() if IS_PRESENT.get(state))
     return ", ".join(present).replace("_", " ") if present else _group(record)
 
 

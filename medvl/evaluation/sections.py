@@ -296,7 +296,7 @@ def _dealt(
 
 def _merged(labels: Sequence[Mapping[str, str]]) -> dict[str, str]:
     """Return the states of a study: present on one of its films is present."""
-    order = {"absent": 0, "uncertain": 1, "present": 2}
+    order = {"absent": 0, "uncertain": 1, "unchanged": 2, "present": 3}
     merged: dict[str, str] = {}
     for states in labels:
         for finding, state in states.items():

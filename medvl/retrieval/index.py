@@ -17,7 +17,7 @@ from medvl.errors import DigestMismatch
 from medvl.modeldir import LoadedModel
 from medvl.notice import NOTICE
 from medvl.progress import Progress
-from medvl.records import Record
+from medvl.records import IS_PRESENT, Record
 from medvl.retrieval.lance import EXACT_ROWS, LanceIndex
 from medvl.retrieval.vectors import index_schema
 from medvl.store import Store
@@ -139,7 +139,7 @@ def _rows(
             "view": record.view,
             "laterality": record.laterality,
             "split": record.split,
-            "findings": sorted(name for name, state in record.labels.items() if state == "present"),
+            "findings": sorted(name for name, state in record.labels.items() if IS_PRESENT.get(state)),
             "report": " ".join(record.retrieval),
             "text_hash": record.text_hash,
             "thumbnail": _thumbnail(array),

@@ -9,15 +9,18 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Shaped, UInt8
+from pydicom.datadict import dictionary_has_tag, dictionary_VR
 from pydicom.dataset import Dataset
+from pydicom.multival import MultiValue
 from pydicom.pixels import apply_color_lut
+from pydicom.tag import BaseTag
 
 from medvl.errors import DecodeError, MultiFrame
 from medvl.images import Image, Photometric, Unit
-from medvl.preprocess import grey
-from medvl.preprocess.decoders import PixelLayout, decode
-from medvl.preprocess.limits import DEFAULT_LIMITS, Limits, check_pixels
-from medvl.preprocess.part10 import Part10, integer, missing, numbers, opened, text, values
+from medvl.preprocess.reading import grey
+from medvl.preprocess.reading.decoders import PixelLayout, decode
+from medvl.preprocess.reading.limits import DEFAULT_LIMITS, Limits, check_pixels
+from medvl.preprocess.reading.part10 import Part10, integer, missing, numbers, opened, text, values
 
 __all__ = ["DicomHeader", "read_dicom", "read_header"]
 
@@ -44,6 +47,8 @@ class DicomHeader:
 
     Attributes:
         patient_id, accession, study_uid, series_uid, sop_uid, sop_class: "" when not stated.
+        names: every person name of the header, as it stands.
+        study_date: ``YYYYMMDD``, or "".
         modality, body_part: defined terms, or "".
         view, laterality: as in :class:`medvl.images.Image`.
         rows, columns, frames: 0 rows and columns for an object that is no image.
@@ -69,6 +74,8 @@ class DicomHeader:
     transfer_syntax: str
     burned_in: bool | None
     has_pixels: bool
+    names: tuple[str, ...] = ()
+    study_date: str = ""
     notes: tuple[str, ...] = ()
 
 
@@ -103,6 +110,8 @@ def read_header(path: Path, *, limits: Limits = DEFAULT_LIMITS, lenient: bool = 
             transfer_syntax=part10.transfer_syntax,
             burned_in={"YES": True, "NO": False}.get(burned),
             has_pixels=part10.pixel_keyword is not None,
+            names=_names(dataset),
+            study_date=text(dataset, "StudyDate") or text(dataset, "AcquisitionDate"),
             notes=part10.remarks,
         )
 
@@ -263,6 +272,16 @@ def _affine(sources: Sequence[Dataset], spacing: tuple[float, ...] | None) -> Fl
     affine[:3, 2] = np.cross(along_row, along_column)
     affine[:3, 3] = position
     return np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
+
+
+def _names(dataset: Dataset) -> tuple[str, ...]:
+    stated = [dataset[tag].value for tag in dataset.keys() if _is_name(tag)]
+    several = [value if isinstance(value, MultiValue) else [value] for value in stated]
+    return tuple(sorted({str(name) for names in several for name in names if name}))
+
+
+def _is_name(tag: BaseTag) -> bool:
+    return not tag.is_private and dictionary_has_tag(tag) and dictionary_VR(tag) == "PN"
 
 
 def _view(dataset: Dataset) -> str | None:

@@ -12,10 +12,10 @@ from pathlib import Path
 from pydicom.uid import UID
 
 from medvl.errors import InputError
-from medvl.preprocess.dicom import DicomHeader, read_header
-from medvl.preprocess.discovery import SourceFile
-from medvl.preprocess.limits import DEFAULT_LIMITS
-from medvl.preprocess.part10 import opened
+from medvl.preprocess.reading.dicom import DicomHeader, read_header
+from medvl.preprocess.reading.limits import DEFAULT_LIMITS
+from medvl.preprocess.reading.part10 import opened
+from medvl.preprocess.sources.discovery import SourceFile
 
 __all__ = ["FoundImage", "Map", "find_images"]
 

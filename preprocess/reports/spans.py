@@ -6,7 +6,7 @@ import functools
 import re
 from collections.abc import Iterator
 
-from medvl.preprocess.report_rules import Rules
+from medvl.preprocess.reports.rules import Rules
 from medvl.records import Section
 
 __all__ = ["find_sections", "sentence_spans"]

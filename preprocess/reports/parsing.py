@@ -12,28 +12,18 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Literal
 
 from medvl.errors import BadReport
-from medvl.preprocess.report_rules import PARSERS, find_tags, load_rules
-from medvl.preprocess.report_spans import find_sections, sentence_spans
-from medvl.records import Report, Sentence
+from medvl.preprocess.reports.rules import PARSERS, find_tags, load_rules
+from medvl.preprocess.reports.spans import find_sections, sentence_spans
+from medvl.records import Change, Report, Sentence
 from medvl.specs import PLACEHOLDER, ReportSpec
 
 __all__ = ["MAX_CHARACTERS", "PARSERS", "Change", "changes", "hygiene_notes", "mask_identity", "parse_report"]
 
 MAX_CHARACTERS = 200_000
 """The longest text that is parsed; the longest real report seen has some 9,000 characters."""
-
-
-@dataclass(frozen=True)
-class Change:
-    """A span of the original text that a view does not show as it stands, and why."""
-
-    start: int
-    end: int
-    reason: str
 
 
 def parse_report(text: str, *, parser: str = "en-1") -> Report:

@@ -10,11 +10,11 @@ from pathlib import Path, PurePosixPath
 from typing import Generic, TypeVar
 
 from medvl.errors import BadTable, file_token
-from medvl.preprocess.columns import Columns, Overrides, guess_columns
-from medvl.preprocess.discovery import IMAGE_SUFFIXES
-from medvl.preprocess.headers import FoundImage
-from medvl.preprocess.labels import row_labels
-from medvl.preprocess.tables import read_table
+from medvl.preprocess.sources.columns import Columns, Overrides, guess_columns
+from medvl.preprocess.sources.discovery import IMAGE_SUFFIXES
+from medvl.preprocess.sources.headers import FoundImage
+from medvl.preprocess.sources.labels import row_labels
+from medvl.preprocess.sources.tables import read_table
 from medvl.records import LabelState
 from medvl.specs import text_hash
 

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from medvl.errors import BadTable, file_token
-from medvl.preprocess.columns import ROLES, Columns, Overrides
-from medvl.preprocess.dicom import DicomHeader
-from medvl.preprocess.discovery import SourceFile, discover
-from medvl.preprocess.headers import FoundImage, Map, find_images
-from medvl.preprocess.labels import read_boxes, read_labels
-from medvl.preprocess.matching import ByKey, Match, ReportTable, Row
+from medvl.preprocess.reading.dicom import DicomHeader
+from medvl.preprocess.sources.columns import ROLES, Columns, Overrides
+from medvl.preprocess.sources.discovery import SourceFile, discover
+from medvl.preprocess.sources.headers import FoundImage, Map, find_images
+from medvl.preprocess.sources.labels import read_boxes, read_labels
+from medvl.preprocess.sources.matching import ByKey, Match, ReportTable, Row
 from medvl.records import Box, LabelState
 
 __all__ = ["Item", "Pairing", "SourceFile", "Unpaired", "discover", "pair"]

@@ -17,8 +17,8 @@ from pydicom.pixels import get_decoder
 from pydicom.uid import UID
 
 from medvl.errors import BadElement, DecodeError, TruncatedPixels
-from medvl.preprocess.codestreams import Codestream, fragments
-from medvl.preprocess.part10 import UNDEFINED, Part10
+from medvl.preprocess.reading.codestreams import Codestream, fragments
+from medvl.preprocess.reading.part10 import UNDEFINED, Part10
 
 __all__ = ["DECODERS", "PixelLayout", "decode", "plugins"]
 

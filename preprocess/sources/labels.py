@@ -10,8 +10,8 @@ from pathlib import Path
 import pandas as pd
 
 from medvl.errors import BadTable, file_token
-from medvl.preprocess.columns import CATEGORY, Columns, Overrides, guess_columns, plain
-from medvl.preprocess.tables import read_table
+from medvl.preprocess.sources.columns import CATEGORY, Columns, Overrides, guess_columns, plain
+from medvl.preprocess.sources.tables import read_table
 from medvl.records import Box, LabelState
 
 __all__ = ["CHEXPERT", "LabelEncoding", "finding_name", "read_boxes", "read_labels", "row_labels"]

@@ -13,7 +13,7 @@ from PIL import ImageOps
 
 from medvl.errors import BadImage, MedvlError, MultiFrame, PixelLimit
 from medvl.images import Image, Photometric, Unit
-from medvl.preprocess.limits import DEFAULT_LIMITS, Limits, check_bytes, check_pixels
+from medvl.preprocess.reading.limits import DEFAULT_LIMITS, Limits, check_bytes, check_pixels
 
 __all__ = ["FORMATS", "read_raster"]
 

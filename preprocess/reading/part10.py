@@ -22,7 +22,7 @@ from pydicom.uid import UID
 from pydicom.valuerep import EXPLICIT_VR_LENGTH_32
 
 from medvl.errors import BadElement, IncompleteDicom, InputError, MedvlError, NestingLimit, NotDicom
-from medvl.preprocess.limits import Limits, check_bytes, inflate
+from medvl.preprocess.reading.limits import Limits, check_bytes, inflate
 
 __all__ = [
     "UNDEFINED",

@@ -1,30 +1,22 @@
-"""The frozen specs: the one place where a pixel or a word is interpreted, and its digest.
-
-``PixelSpec`` turns what a reader returns into the stored array, ``InputSpec`` the stored array into
-the model's tensor, ``ReportSpec`` a parsed report into the two text views. A store, a checkpoint
-and a bundle carry them as JSON; a query whose digest differs is refused.
-"""
+"""How an image becomes the stored array, and the stored array the tensor of a model."""
 
 from __future__ import annotations
 
 import functools
-import hashlib
-import json
-import re
-import unicodedata
 from collections.abc import Callable
-from typing import Any, ClassVar, Literal, TypeAlias, TypeVar
+from typing import ClassVar, Literal, TypeAlias
 
 import numpy as np
 from jaxtyping import Bool, Float, Shaped, UInt8
 from PIL import Image as Pillow
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
-from medvl.errors import ConfigError, DigestMismatch, nearest
+from medvl.errors import ConfigError
 from medvl.images import Image, Photometric, Unit, VoiLut, Window
-from medvl.records import Box, Report, Sentence
+from medvl.records import Box
+from medvl.specs.base import Spec
 
-__all__ = ["PLACEHOLDER", "InputSpec", "PixelSpec", "ReportSpec", "Spec", "fold", "text_hash"]
+__all__ = ["InputSpec", "PixelSpec"]
 
 Rows: TypeAlias = Float[np.ndarray, "rows width"]
 WHITE = np.float32(255)
@@ -34,73 +26,6 @@ REDUCING_GAP = 2.0
 """A film is box-averaged to about this many times its final size, then resampled."""
 PERCENTILE_SIDE = 512
 """Percentiles are taken over a grid with at least so many pixels along the longer side."""
-
-
-PLACEHOLDER = re.compile(r"_{2,}|(?<![A-Za-z])X{3,}(?![A-Za-z])|\[\*\*[^\]\n]{0,60}\*\*\]")
-"""What de-identified reports hold in place of a word: ``___`` (MIMIC), ``XXXX`` (IU X-ray), ``[**…**]``."""
-
-_INVISIBLE = frozenset({"Cc", "Cf", "Cs"})  # control, format (zero width, direction), lone surrogate
-
-
-def fold(text: str) -> str:
-    r"""Return ``text`` in Unicode NFC, invisible characters gone, white space folded to single blanks.
-
-    Examples:
-        >>> fold("no\u200b  effu\x00sion\n")
-        'no effusion'
-    """
-    if not (text.isascii() and text.isprintable()):
-        text = "".join(c for c in text if c.isspace() or unicodedata.category(c) not in _INVISIBLE)
-        text = unicodedata.normalize("NFC", text)
-    return " ".join(text.split())
-
-
-def text_hash(text: str) -> str:
-    """Return a hash that two reports share when they say the same words ("" for no words)."""
-    words = fold(text).casefold()
-    return hashlib.blake2b(words.encode("utf-8", "replace"), digest_size=12).hexdigest() if words else ""
-
-
-S = TypeVar("S", bound="Spec")  # the run-time type checker of the tests does not know typing.Self
-
-
-class Spec(BaseModel):
-    """A frozen value with a digest; two specs have one digest exactly when they are equal."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    what: ClassVar[str] = "spec"
-
-    @property
-    def digest(self) -> str:
-        """Hash of the canonical JSON of all fields."""
-        canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
-        return hashlib.blake2b(f"{self.what}:{canonical}".encode(), digest_size=8).hexdigest()
-
-    @classmethod
-    def from_json(cls: type[S], values: dict[str, Any]) -> S:
-        """Build a spec from JSON values.
-
-        Raises:
-            ConfigError: an unknown key, or a value out of range.
-        """
-        for key in values:
-            if key not in cls.model_fields:
-                raise ConfigError(f"{cls.what} has no key '{key}'.", hint=nearest(key, cls.model_fields))
-        try:
-            return cls.model_validate(values)
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"])
-            raise ConfigError(f"{cls.what}: {where} is {first['input']!r}: {first['msg']}.") from error
-
-    def require(self, digest: str) -> None:
-        """Refuse data made by another spec.
-
-        Raises:
-            DigestMismatch: ``digest`` is not this spec's.
-        """
-        if digest != self.digest:
-            raise DigestMismatch(self.what, got=digest, expected=self.digest)
 
 
 class PixelSpec(Spec):
@@ -250,53 +175,6 @@ class InputSpec(Spec):
             x1=box.x1 * right + left,
             y1=box.y1 * down + top,
         )
-
-
-class ReportSpec(Spec):
-    """Which sentences of a parsed report each text view keeps.
-
-    Args:
-        parser: name and version of the rules that found the sections, sentences and tags.
-        retrieval_drop, generation_drop: sentences with any of these tags are left out of the view.
-        retrieval_sections, generation_sections: sections that the view reads, in the order of the
-            text; empty means all of them.
-        placeholder: what stands in a view for ``___``, ``XXXX`` and the like.
-    """
-
-    what: ClassVar[str] = "report spec"
-    parser: str = "en-1"
-    retrieval_sections: tuple[str, ...] = ()
-    retrieval_drop: tuple[str, ...] = ("identity", "communication", "comparison", "empty")
-    generation_sections: tuple[str, ...] = ("findings", "impression", "addendum", "body")
-    generation_drop: tuple[str, ...] = (
-        "identity",
-        "communication",
-        "comparison",
-        "empty",
-        "prior",
-        "recommendation",
-        "technique",
-        "history",
-        "placeholder",
-    )
-    placeholder: str = "[redacted]"
-
-    def reason(self, sentence: Sentence, view: Literal["retrieval", "generation"]) -> str | None:
-        """Say why ``view`` leaves a sentence out; None when it is kept."""
-        sections = self.retrieval_sections if view == "retrieval" else self.generation_sections
-        drop = self.retrieval_drop if view == "retrieval" else self.generation_drop
-        if sections and sentence.section not in sections:
-            return f"section {sentence.section}"
-        return "+".join(tag for tag in sentence.tags if tag in drop) or None
-
-    def kept(self, report: Report, view: Literal["retrieval", "generation"]) -> tuple[Sentence, ...]:
-        """Return the sentences of ``view``; :meth:`reason` says why the others are out."""
-        return tuple(s for s in report.sentences if self.reason(s, view) is None)
-
-    def render(self, report: Report, view: Literal["retrieval", "generation"]) -> tuple[str, ...]:
-        """Return the words of each kept sentence: NFC, nothing invisible, placeholders made uniform."""
-        shown = (fold(report.text[s.start : s.end]) for s in self.kept(report, view))
-        return tuple(PLACEHOLDER.sub(lambda _: self.placeholder, words) for words in shown)
 
 
 def _luminance(array: Shaped[np.ndarray, "channels rows width"]) -> Rows:

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from medvl.errors import BadImage, InputError, NotDicom
 from medvl.images import Image
-from medvl.preprocess.dicom import read_dicom
-from medvl.preprocess.limits import DEFAULT_LIMITS, Limits
-from medvl.preprocess.raster import FORMATS, read_raster
+from medvl.preprocess.reading.dicom import read_dicom
+from medvl.preprocess.reading.limits import DEFAULT_LIMITS, Limits
+from medvl.preprocess.reading.raster import FORMATS, read_raster
 
 __all__ = ["kind_of", "read_image"]
 

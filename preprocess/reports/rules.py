@@ -63,7 +63,7 @@ def load_rules(parser: str) -> Rules:
     """
     if parser not in PARSERS:
         raise ConfigError(f"unknown report parser '{parser}'.", hint=nearest(parser, PARSERS))
-    data = yaml.safe_load((Path(__file__).parent / "report_rules_en.yaml").read_text("utf-8"))
+    data = yaml.safe_load((Path(__file__).parent / "rules_en.yaml").read_text("utf-8"))
     headings = {heading: name for name, many in data["sections"].items() for heading in many}
     names = "|".join(sorted(map(re.escape, headings), key=len, reverse=True))
     body = r"\s+(?:-\s|[A-Z][a-z]|[A-Z]\s|\d{1,2}[.)]\s)"

@@ -10,7 +10,7 @@ from pydicom.dataset import Dataset
 
 from medvl.errors import BadElement
 from medvl.images import Unit, VoiLut, Window
-from medvl.preprocess.part10 import numbers, text, values
+from medvl.preprocess.reading.part10 import numbers, text, values
 
 __all__ = ["modality_values", "padding_range", "unit", "voi_lut", "windows"]
 

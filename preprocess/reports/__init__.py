@@ -1,0 +1,13 @@
+"""From report text to sections, sentences, tags and states of findings, as spans of the original."""
+
+from medvl.preprocess.reports.parsing import (
+    MAX_CHARACTERS,
+    PARSERS,
+    Change,
+    changes,
+    hygiene_notes,
+    mask_identity,
+    parse_report,
+)
+
+__all__ = ["MAX_CHARACTERS", "PARSERS", "Change", "changes", "hygiene_notes", "mask_identity", "parse_report"]

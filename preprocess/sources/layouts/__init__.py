@@ -1,0 +1,1 @@
+"""The public data layouts that are known by sight, one file each."""
