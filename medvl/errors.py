@@ -14,7 +14,10 @@ MedvlError                        exit 4
 │   ├── BadElement                         a DICOM element has a value that the standard forbids
 │   ├── MultiFrame                         several frames, and none was chosen
 │   ├── DecodeError                        a codec refused the pixel data
-│   ├── BadImage                           a raster file that is damaged or not an image
+│   ├── BadImage                           a raster file or a volume that is damaged or not an image
+│   ├── BadAffine                          a volume that does not say where it lies in space
+│   ├── IrregularSeries                    slices that do not form one regular volume
+│   │   └── GapInSeries                    slices are missing between others
 │   ├── BadTable                           a report table that cannot be read or matched
 │   └── BadReport                          a report text beyond its limits
 └── IntegrityError                         one of our own files is damaged or does not belong
@@ -36,6 +39,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 __all__ = [
+    "BadAffine",
     "BadElement",
     "BadImage",
     "BadReport",
@@ -47,9 +51,11 @@ __all__ = [
     "DecompressionLimit",
     "DigestMismatch",
     "IncompleteDicom",
+    "GapInSeries",
     "IndexFileError",
     "InputError",
     "IntegrityError",
+    "IrregularSeries",
     "MedvlError",
     "MissingDependency",
     "MultiFrame",
@@ -150,7 +156,27 @@ class DecodeError(InputError):
 
 
 class BadImage(InputError):
-    """A raster image that is damaged, or not an image."""
+    """A raster image or a volume that is damaged, or not an image."""
+
+
+class BadAffine(InputError):
+    """A volume whose affine is singular, not finite, or missing."""
+
+
+class IrregularSeries(InputError):
+    """Slices that do not form one regular volume.
+
+    Attributes:
+        verdict: the verdict on the geometry, ``"rejected:<reason>"``.
+    """
+
+    def __init__(self, message: str, *, verdict: str = "", hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.verdict = verdict
+
+
+class GapInSeries(IrregularSeries):
+    """Slices are missing between others."""
 
 
 class BadTable(InputError):
