@@ -41,9 +41,12 @@ from medvl.store import record_row, row_record, write_atomic, write_shard
 __all__ = ["Chunk", "Failure", "Job", "Part", "Task", "prepare_chunk", "read_part", "start_worker"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Job:
-    """One image of the plan with all that a record needs and the pixels do not tell."""
+    """One image of the plan with all that a record needs and the pixels do not tell.
+
+    It has no ``repr``: an engine may log the arguments of a task that fails.
+    """
 
     record_id: str
     study_id: str
@@ -59,7 +62,7 @@ class Job:
     """In pixels of the source."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Chunk:
     """The jobs of one shard."""
 
@@ -72,7 +75,7 @@ class Chunk:
         return f"{self.number:06d}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Task:
     """What all chunks of a run share."""
 

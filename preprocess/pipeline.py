@@ -18,6 +18,7 @@ import signal
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -26,7 +27,7 @@ from medvl.errors import StoreError, UsageError, file_token
 from medvl.preprocess.assembly import Prepared, PrepareSummary, assemble
 from medvl.preprocess.chunks import Chunk, Job, Task, read_part, refused_write
 from medvl.preprocess.lock import hold
-from medvl.preprocess.pool import run_chunks
+from medvl.preprocess.pool import Engine, ProcessPool, run_chunks
 from medvl.preprocess.pseudonyms import Pseudonyms, keep_key
 from medvl.preprocess.sources.pairing import Pairing, pair
 from medvl.specs import PixelSpec, ReportSpec
@@ -57,6 +58,7 @@ def prepare(
     split_seed: int = 0,
     key: bytes | None = None,
     workers: int | None = None,
+    scheduler: str | None = None,
     shard_records: int = 64,
     retry_failed: bool = False,
     progress: Progress | None = None,
@@ -79,7 +81,8 @@ def prepare(
         split: shares of train, val and test, drawn by patient where the table gives no split.
         split_seed: another seed gives another split.
         key: pseudonym key; made, or taken from ``out/private/key``, if None.
-        workers: processes; all cores if None.
+        workers: processes of this machine; all cores if None.
+        scheduler: address of a Dask scheduler whose workers do the chunks instead; the bytes are the same.
         shard_records: most records in a shard.
         retry_failed: do the chunks again in which an image failed.
         progress: called with images done, images in all, and the step.
@@ -127,7 +130,7 @@ def prepare(
                     paired=paired,
                     source=source,
                     options=options,
-                    workers=workers or len(os.sched_getaffinity(0)),
+                    engine=_engine(workers, scheduler, folders=(source, out)),
                     progress=progress,
                 )
         except OSError as error:
@@ -141,7 +144,7 @@ def _run(
     paired: Pairing,
     source: Path,
     options: Mapping[str, Any],
-    workers: int,
+    engine: AbstractContextManager[Engine],
     progress: Progress | None,
 ) -> PrepareSummary:
     todo = [chunk for chunk in chunks if read_part(task, chunk) is None]
@@ -158,7 +161,8 @@ def _run(
     complete = finished.is_file() and not todo
     if not complete:
         finished.unlink(missing_ok=True)
-        run_chunks(todo, task=task, workers=min(workers, max(1, len(todo))), done=done)
+        with engine as working:
+            run_chunks(todo, task=task, engine=working, done=done)
     prepared = Prepared.of(
         task,
         [job for chunk in chunks for job in chunk.jobs],
@@ -170,6 +174,16 @@ def _run(
     if not complete:
         assemble(prepared, summary, source=source)
     return summary
+
+
+def _engine(
+    workers: int | None, scheduler: str | None, *, folders: tuple[Path, ...]
+) -> AbstractContextManager[Engine]:
+    if scheduler is None:
+        return contextlib.nullcontext(ProcessPool(workers or len(os.sched_getaffinity(0))))
+    from medvl.preprocess.cluster import connected
+
+    return connected(scheduler, folders=folders)
 
 
 def _check_folders(source: Path, out: Path) -> None:

@@ -1,4 +1,4 @@
-"""Chunks through a process pool, so that one file that kills its worker costs one record."""
+"""Chunks through an engine of workers, so that one file that kills its worker costs one record."""
 
 from __future__ import annotations
 
@@ -7,18 +7,43 @@ import contextlib
 import multiprocessing
 import signal
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
 
 from medvl.errors import MedvlError, StoreError
 from medvl.preprocess.chunks import Chunk, Task, prepare_chunk, start_worker
 
-__all__ = ["run_chunks"]
+__all__ = ["Engine", "ProcessPool", "Unforeseen", "run_chunks"]
 
 _STILLBORN = 3
 """So many pools in a row may die before a job begins; then something else than a file is wrong."""
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """What does the chunks: processes of this machine, or a cluster. The plan lies outside of it."""
+
+    @property
+    def room(self) -> int:
+        """How many chunks may be under way."""
+        ...
+
+    @property
+    def crash(self) -> type[BaseException]:
+        """The exception that tells of a dead worker."""
+        ...
+
+    def executor(self, task: Task, *, alone: bool) -> AbstractContextManager[Executor]:
+        """Open the workers; ``alone`` asks for one, so that a crash has one suspect."""
+        ...
+
+
+class Unforeseen(RuntimeError):
+    """An exception that no rule foresees, by the name of its type: its own words may quote a file."""
 
 
 @dataclass
@@ -27,11 +52,11 @@ class _Todo:
     poison: dict[int, str] = field(default_factory=dict)
 
 
-def run_chunks(chunks: Sequence[Chunk], *, task: Task, workers: int, done: Callable[[Chunk], None]) -> None:
+def run_chunks(chunks: Sequence[Chunk], *, task: Task, engine: Engine, done: Callable[[Chunk], None]) -> None:
     """Prepare every chunk; ``done`` is called as each one is finished.
 
-    A worker that dies takes the whole pool with it, so the jobs that were under way are suspects.
-    Each of their chunks is done again alone in a pool of one; a job that kills that one too is left
+    A worker that dies may take others with it, so the jobs that were under way are suspects.
+    Each of their chunks is done again alone; a job that kills that one too is left
     out from then on and recorded as a failure. An exception that no rule foresees counts as a crash.
 
     Raises:
@@ -45,7 +70,7 @@ def run_chunks(chunks: Sequence[Chunk], *, task: Task, workers: int, done: Calla
         batch = deque([alone.popleft()]) if single else together
         again: list[_Todo] = []
         moved = False
-        for todo, error in _finished(batch, task=task, workers=1 if single else workers):
+        for todo, error in _finished(batch, task=task, engine=engine, alone=single):
             place = _place(task, todo.chunk)
             if error is None:
                 done(todo.chunk)
@@ -54,9 +79,8 @@ def run_chunks(chunks: Sequence[Chunk], *, task: Task, workers: int, done: Calla
             elif place is None:  # not begun: innocent
                 again.append(todo)
                 continue
-            elif single or not isinstance(error, BrokenProcessPool):
-                crashed = isinstance(error, BrokenProcessPool)
-                todo.poison[place] = "a crash of its process" if crashed else type(error).__name__
+            elif single or not isinstance(error, engine.crash):
+                todo.poison[place] = str(error) if isinstance(error, Unforeseen) else "a crash of its process"
                 alone.appendleft(todo)
             else:
                 alone.append(todo)
@@ -71,13 +95,14 @@ def run_chunks(chunks: Sequence[Chunk], *, task: Task, workers: int, done: Calla
 
 
 def _finished(
-    batch: deque[_Todo], *, task: Task, workers: int
+    batch: deque[_Todo], *, task: Task, engine: Engine, alone: bool
 ) -> Iterator[tuple[_Todo, BaseException | None]]:
     """Yield chunks as they end, with what stopped them; return early when the pool is broken."""
-    with _pool(task, workers=workers) as pool:
+    room = 1 if alone else engine.room
+    with engine.executor(task, alone=alone) as pool:
         flying: dict[Future[None], _Todo] = {}
         while batch or flying:
-            while batch and len(flying) < workers + 1:
+            while batch and len(flying) < room:
                 todo = batch.popleft()
                 task.current(todo.chunk).unlink(missing_ok=True)
                 flying[_submit(pool, task, todo)] = todo
@@ -93,11 +118,11 @@ def _finished(
                 return
 
 
-def _submit(pool: ProcessPoolExecutor, task: Task, todo: _Todo) -> Future[None]:
+def _submit(pool: Executor, task: Task, todo: _Todo) -> Future[None]:
     # A worker inherits the mask: Ctrl-C on the terminal reaches the parent alone.
     previous = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
-        return pool.submit(prepare_chunk, task, todo.chunk, todo.poison)
+        return pool.submit(_prepare, task, todo.chunk, todo.poison)
     except BrokenProcessPool as error:
         failed: Future[None] = Future()
         failed.set_exception(error)
@@ -106,22 +131,48 @@ def _submit(pool: ProcessPoolExecutor, task: Task, todo: _Todo) -> Future[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, previous)
 
 
-@contextlib.contextmanager
-def _pool(task: Task, *, workers: int) -> Iterator[ProcessPoolExecutor]:
-    pool = ProcessPoolExecutor(
-        workers,
-        mp_context=multiprocessing.get_context("spawn"),
-        initializer=start_worker,
-        initargs=(task.out / "private" / "workers.log",),
-    )
+def _prepare(task: Task, chunk: Chunk, poison: Mapping[int, str]) -> None:
     try:
-        yield pool
-    except BaseException:
-        for process in list((pool._processes or {}).values()):  # a chunk is atomic: nothing to roll back
-            process.kill()
+        prepare_chunk(task, chunk, poison)
+    except MedvlError:
         raise
-    finally:
-        pool.shutdown(cancel_futures=True)
+    except Exception as error:  # noqa: BLE001  (engines log what a task raises; its words may quote a file)
+        raise Unforeseen(type(error).__name__) from None
+
+
+@dataclass(frozen=True)
+class ProcessPool:
+    """Processes of this machine."""
+
+    workers: int
+
+    @property
+    def room(self) -> int:
+        """One chunk more than workers waits in line."""
+        return self.workers + 1
+
+    @property
+    def crash(self) -> type[BaseException]:
+        """A dead worker breaks the pool."""
+        return BrokenProcessPool
+
+    @contextlib.contextmanager
+    def executor(self, task: Task, *, alone: bool) -> Iterator[Executor]:
+        """Start the processes; whatever ends the block ends them."""
+        pool = ProcessPoolExecutor(
+            1 if alone else self.workers,
+            mp_context=multiprocessing.get_context("spawn"),
+            initializer=start_worker,
+            initargs=(task.out / "private" / "workers.log",),
+        )
+        try:
+            yield pool
+        except BaseException:
+            for process in list((pool._processes or {}).values()):  # a chunk is atomic: nothing to roll back
+                process.kill()
+            raise
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def _place(task: Task, chunk: Chunk) -> int | None:

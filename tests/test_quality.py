@@ -172,7 +172,7 @@ def test_the_page_says_what_is_in_the_store(tmp_path):
         "1 different reports · words each",
         "2 studies, 2 patients",
         "section history",
-        "nodule 1 1 0 1",  # present, absent, uncertain, unknown
+        "nodule 1 0 1 0 1",  # present, unchanged, absent, uncertain, unknown
         PixelSpec().digest,
         ReportSpec().digest,
         "1 equal reports in more than one split",
