@@ -18,6 +18,7 @@ MedvlError                        exit 4
 │   ├── BadAffine                          a volume that does not say where it lies in space
 │   ├── IrregularSeries                    slices that do not form one regular volume
 │   │   └── GapInSeries                    slices are missing between others
+│   ├── BurnedInText                       a film holds burned-in text, and the policy is to drop it
 │   ├── BadTable                           a report table that cannot be read or matched
 │   └── BadReport                          a report text beyond its limits
 └── IntegrityError                         one of our own files is damaged or does not belong
@@ -45,13 +46,14 @@ __all__ = [
     "BadReport",
     "BadTable",
     "BundleError",
+    "BurnedInText",
     "CheckpointError",
     "ConfigError",
     "DecodeError",
     "DecompressionLimit",
     "DigestMismatch",
-    "IncompleteDicom",
     "GapInSeries",
+    "IncompleteDicom",
     "IndexFileError",
     "InputError",
     "IntegrityError",
@@ -177,6 +179,10 @@ class IrregularSeries(InputError):
 
 class GapInSeries(IrregularSeries):
     """Slices are missing between others."""
+
+
+class BurnedInText(InputError):
+    """A film holds burned-in text, and the policy is to drop such films."""
 
 
 class BadTable(InputError):

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Shaped, UInt8
+from jaxtyping import Shaped, UInt8
 from pydicom.datadict import dictionary_has_tag, dictionary_VR
 from pydicom.dataset import Dataset
 from pydicom.multival import MultiValue
@@ -20,9 +19,10 @@ from medvl.images import Image, Photometric, Unit
 from medvl.preprocess.reading import grey
 from medvl.preprocess.reading.decoders import PixelLayout, decode
 from medvl.preprocess.reading.limits import DEFAULT_LIMITS, Limits, check_pixels
-from medvl.preprocess.reading.part10 import Part10, integer, missing, numbers, opened, text, values
+from medvl.preprocess.reading.part10 import Part10, integer, missing, opened, text, values
+from medvl.preprocess.reading.places import pixel_spacing, plane_affine, sources_of
 
-__all__ = ["DicomHeader", "read_dicom", "read_header"]
+__all__ = ["DicomHeader", "layout_of", "read_dicom", "read_header"]
 
 MONOCHROME = ("MONOCHROME1", "MONOCHROME2")
 VIEW_CODES = {  # PS3.16 CID 4010, SNOMED CT and the retired SNOMED RT codes
@@ -133,14 +133,14 @@ def read_dicom(
         InputError: one of its subclasses, naming the broken rule.
     """
     with opened(path, limits=limits, lenient=lenient) as part10:
-        layout = _layout(part10, limits=limits, lenient=lenient)
+        layout = layout_of(part10, limits=limits, lenient=lenient)
         chosen = _frame(layout, frame)
         pixels, photometric = decode(part10, layout, frame=chosen)
         dataset, notes = part10.dataset, part10.notes
-        sources = _sources(dataset, chosen)
-        spacing, measured = _spacing(sources)
+        sources = sources_of(dataset, chosen)
+        spacing, measured = pixel_spacing(sources)
         about: dict[str, Any] = {
-            "affine_ras": _affine(sources, spacing),
+            "affine_ras": plane_affine(sources, spacing),
             "spacing_mm": spacing,
             "spacing_frame": measured,
             "view": _view(dataset),
@@ -164,7 +164,14 @@ def read_dicom(
         )
 
 
-def _layout(part10: Part10, *, limits: Limits, lenient: bool) -> PixelLayout:
+def layout_of(part10: Part10, *, limits: Limits, lenient: bool) -> PixelLayout:
+    """Return how the pixels of an open file are to be read.
+
+    Raises:
+        IncompleteDicom: an element that an image needs is missing.
+        BadElement: elements contradict one another.
+        PixelLimit: more pixels than the limit.
+    """
     dataset = part10.dataset
     if not lenient:
         for keyword in ("SOPClassUID", "SOPInstanceUID"):
@@ -204,16 +211,6 @@ def _frame(layout: PixelLayout, frame: int | None) -> int:
     return chosen
 
 
-def _sources(dataset: Dataset, frame: int) -> list[Dataset]:
-    """Return the places where an attribute may stand: the frame's own macros, the shared ones, the header."""
-    per_frame = values(dataset, "PerFrameFunctionalGroupsSequence")
-    groups = [*per_frame[frame : frame + 1], *values(dataset, "SharedFunctionalGroupsSequence")[:1]]
-    macros = [
-        values(group, element.keyword)[:1] for group in groups for element in group if element.VR == "SQ"
-    ]
-    return [*(item for macro in macros for item in macro), dataset]
-
-
 def _colour(
     pixels: Shaped[np.ndarray, "..."], photometric: str, dataset: Dataset, layout: PixelLayout
 ) -> UInt8[np.ndarray, "3 rows columns"]:
@@ -236,42 +233,6 @@ def _note_polarity(dataset: Dataset, photometric: str, notes: list[str]) -> None
     expected = {"MONOCHROME1": "INVERSE", "MONOCHROME2": "IDENTITY"}[photometric]
     if shape in ("INVERSE", "IDENTITY") and shape != expected:
         notes.append(f"presentation LUT shape {shape} contradicts {photometric}, which is followed")
-
-
-def _spacing(sources: Sequence[Dataset]) -> tuple[tuple[float, ...] | None, str | None]:
-    """Return row and column spacing, and where it holds: patient or detector (PS3.3 10.7.1)."""
-    detector = _pair(sources, "ImagerPixelSpacing")
-    patient = _pair(sources, "PixelSpacing")
-    calibrated = any(text(source, "PixelSpacingCalibrationType") for source in sources)
-    if patient and (calibrated or patient != detector):
-        return patient, "patient"
-    if detector:
-        return detector, "detector"
-    scanned = _pair(sources, "NominalScannedPixelSpacing")  # a digitised film: at the film's plane
-    return (scanned, "detector") if scanned else (None, None)
-
-
-def _pair(sources: Sequence[Dataset], keyword: str) -> tuple[float, ...] | None:
-    for source in sources:
-        found = numbers(source, keyword)
-        if len(found) == 2 and min(found) > 0:
-            return found
-    return None
-
-
-def _affine(sources: Sequence[Dataset], spacing: tuple[float, ...] | None) -> Float[np.ndarray, "4 4"] | None:
-    """Return (row, column, slice) to RAS+ mm (PS3.3 C.7.6.2.1.1), LPS turned to RAS."""
-    position = next((p for s in sources if len(p := numbers(s, "ImagePositionPatient")) == 3), None)
-    orientation = next((o for s in sources if len(o := numbers(s, "ImageOrientationPatient")) == 6), None)
-    if position is None or orientation is None or spacing is None:
-        return None
-    along_row, along_column = np.array(orientation[:3]), np.array(orientation[3:])
-    affine = np.eye(4)
-    affine[:3, 0] = along_column * spacing[0]
-    affine[:3, 1] = along_row * spacing[1]
-    affine[:3, 2] = np.cross(along_row, along_column)
-    affine[:3, 3] = position
-    return np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
 
 
 def _names(dataset: Dataset) -> tuple[str, ...]:

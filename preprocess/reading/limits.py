@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import io
+import math
 import zlib
 from dataclasses import dataclass
 
 from medvl.errors import DecompressionLimit, InputError, PixelLimit
 
-__all__ = ["DEFAULT_LIMITS", "Limits", "check_bytes", "check_pixels", "inflate"]
+__all__ = ["DEFAULT_LIMITS", "Limits", "check_bytes", "check_pixels", "check_voxels", "inflate"]
 
 MIB = 2**20
 RATIO_FLOOR_BYTES = 16 * MIB
@@ -22,19 +23,21 @@ class Limits:
 
     Attributes:
         max_pixels: rows × columns × frames × samples that a header may announce.
+        max_voxels: slices × rows × columns of a volume; int16 takes two bytes a voxel, float32 four.
         max_bytes: size of a file, and of what a deflated file inflates to.
         max_ratio: inflated over deflated size, past the first 16 MiB.
         max_depth: sequences inside sequences.
     """
 
     max_pixels: int = 2**27
+    max_voxels: int = 2**28
     max_bytes: int = 2**30
     max_ratio: int = 100
     max_depth: int = 64
 
 
 DEFAULT_LIMITS = Limits()
-"""Room for a 300-frame 512 × 512 series or a 11,000 × 11,000 film; far from a machine's memory."""
+"""Room for an 11,000 × 11,000 film or a volume of 1,024 slices of 512 × 512 (512 MiB as int16)."""
 
 
 def check_bytes(size: int, *, limits: Limits) -> None:
@@ -62,6 +65,21 @@ def check_pixels(rows: int, columns: int, *, frames: int = 1, samples: int = 1, 
             f"the header announces {rows:,} × {columns:,} pixels, {frames:,} frame(s) of {samples} "
             f"sample(s): {asked:,} values; the limit is {limits.max_pixels:,}.",
             hint="Raise Limits.max_pixels if you trust the file.",
+        )
+
+
+def check_voxels(*shape: int, limits: Limits) -> None:
+    """Refuse a volume of more voxels than the limit, before any memory is taken.
+
+    Raises:
+        PixelLimit: the product of ``shape`` is above ``limits.max_voxels``.
+    """
+    asked = math.prod(shape)
+    if asked > limits.max_voxels:
+        raise PixelLimit(
+            f"the volume has {' × '.join(f'{size:,}' for size in shape)} voxels, {asked:,} in all; the limit "
+            f"is {limits.max_voxels:,}.",
+            hint="Raise Limits.max_voxels if the machine has the memory.",
         )
 
 

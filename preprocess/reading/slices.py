@@ -1,0 +1,113 @@
+"""One picture of a DICOM series and where it lies, read from the header alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from pydicom.dataset import Dataset
+
+from medvl.preprocess.reading.dicom import MONOCHROME, layout_of
+from medvl.preprocess.reading.geometry import plane_normal
+from medvl.preprocess.reading.limits import DEFAULT_LIMITS, Limits
+from medvl.preprocess.reading.part10 import integer, numbers, opened, text
+from medvl.preprocess.reading.places import first_numbers, pixel_spacing, sources_of
+
+__all__ = ["Slice", "slices_of"]
+
+
+@dataclass(frozen=True)
+class Slice:
+    """One picture of a series: where it lies in space and in which file. No pixels.
+
+    Attributes:
+        path: the file; ``frame`` the frame in it, from 0.
+        study_uid, series_uid, sop_uid: as the header has them; they stay in memory.
+        acquisition: AcquisitionNumber, or None.
+        rows, columns, frames: of the file; ``frames`` is above 1 where no frame says where it lies.
+        position, orientation: ImagePositionPatient and ImageOrientationPatient, LPS, mm.
+        spacing_mm: between rows, and between columns.
+        thickness_mm: SliceThickness; it says nothing of the spacing.
+        localizer, colour: what kind of picture it is.
+    """
+
+    path: Path
+    frame: int
+    study_uid: str
+    series_uid: str
+    sop_uid: str
+    acquisition: float | None
+    rows: int
+    columns: int
+    frames: int
+    position: tuple[float, ...] | None
+    orientation: tuple[float, ...] | None
+    spacing_mm: tuple[float, ...] | None
+    thickness_mm: float | None
+    localizer: bool
+    colour: bool
+
+
+def slices_of(path: Path, *, limits: Limits = DEFAULT_LIMITS, lenient: bool = False) -> tuple[Slice, ...]:
+    """Return the slices of one file; () for an object without pixels.
+
+    Frames get their places from the functional groups (PS3.3 C.7.6.16), or from
+    GridFrameOffsetVector (PS3.3 C.8.8.3.2). A cine or an ultrasound loop has none of both, and
+    comes back as one slice without a place.
+
+    Raises:
+        InputError: the file is not DICOM, or its header breaks a rule.
+    """
+    with opened(path, limits=limits, lenient=lenient) as part10:
+        if part10.pixel_keyword is None:
+            return ()
+        layout = layout_of(part10, limits=limits, lenient=lenient)
+        dataset = part10.dataset
+        first = _slice(path, 0, dataset, layout.frames, colour=layout.photometric not in MONOCHROME)
+        if layout.frames == 1:
+            return (first,)
+        if "PerFrameFunctionalGroupsSequence" in dataset:
+            return tuple(
+                _slice(path, frame, dataset, 1, colour=first.colour) for frame in range(layout.frames)
+            )
+        offsets = numbers(dataset, "GridFrameOffsetVector")
+        if len(offsets) != layout.frames or first.position is None or first.orientation is None:
+            return (replace(first, position=None),)
+        return tuple(_on_grid(first, offsets))
+
+
+def _slice(path: Path, frame: int, dataset: Dataset, frames: int, *, colour: bool) -> Slice:
+    sources = sources_of(dataset, frame)
+    thickness = first_numbers(sources, "SliceThickness", count=1)
+    acquisition = numbers(dataset, "AcquisitionNumber")
+    return Slice(
+        path=path,
+        frame=frame,
+        study_uid=text(dataset, "StudyInstanceUID"),
+        series_uid=text(dataset, "SeriesInstanceUID"),
+        sop_uid=text(dataset, "SOPInstanceUID"),
+        acquisition=acquisition[0] if acquisition else None,
+        rows=integer(dataset, "Rows"),
+        columns=integer(dataset, "Columns"),
+        frames=frames,
+        position=first_numbers(sources, "ImagePositionPatient", count=3),
+        orientation=first_numbers(sources, "ImageOrientationPatient", count=6),
+        spacing_mm=pixel_spacing(sources)[0],
+        thickness_mm=thickness[0] if thickness else None,
+        localizer="LOCALIZER" in text(dataset, "ImageType").upper().split("\\"),
+        colour=colour,
+    )
+
+
+def _on_grid(first: Slice, offsets: tuple[float, ...]) -> Iterator[Slice]:
+    normal = plane_normal(first.orientation or (0.0,) * 6)
+    start = first.position
+    for frame, offset in enumerate(offsets):
+        place = None
+        if normal is not None and start is not None:
+            relative = offsets[0] == 0  # else the offsets are z coordinates of transverse planes
+            moved = np.array(start) + offset * normal if relative else (start[0], start[1], offset)
+            place = tuple(float(value) for value in moved)
+        yield replace(first, frame=frame, frames=1, position=place)
