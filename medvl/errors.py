@@ -19,6 +19,7 @@ MedvlError                        exit 4
 │   ├── IrregularSeries                    slices that do not form one regular volume
 │   │   └── GapInSeries                    slices are missing between others
 │   ├── BurnedInText                       a film holds burned-in text, and the policy is to drop it
+│   ├── BadArchive                         a zip or tar that is damaged or would leave its folder
 │   ├── BadTable                           a report table that cannot be read or matched
 │   └── BadReport                          a report text beyond its limits
 └── IntegrityError                         one of our own files is damaged or does not belong
@@ -41,6 +42,7 @@ from pathlib import Path
 
 __all__ = [
     "BadAffine",
+    "BadArchive",
     "BadElement",
     "BadImage",
     "BadReport",
@@ -183,6 +185,10 @@ class GapInSeries(IrregularSeries):
 
 class BurnedInText(InputError):
     """A film holds burned-in text, and the policy is to drop such films."""
+
+
+class BadArchive(InputError):
+    """A zip or tar that is damaged, or holds what does not belong into a folder of files."""
 
 
 class BadTable(InputError):
