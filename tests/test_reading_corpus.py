@@ -21,6 +21,7 @@ from medvl.specs import PixelSpec
 # --- colour (PREPROCESS §1.4, trap 9) ---
 
 
+@pytest.mark.traps(row=9)
 @pytest.mark.parametrize(
     "name, place, rgb",
     [
@@ -70,6 +71,7 @@ def test_colour_is_that_of_pydicom(path):
     assert np.abs(np.moveaxis(got, 0, -1).astype(int) - expected).max() <= 3
 
 
+@pytest.mark.traps(row=9)
 def test_palette_is_looked_up():
     path = golden("examples_palette.dcm")
     image = read_image(path)
@@ -88,6 +90,7 @@ def test_palette_is_looked_up():
 # --- the whole corpus ---
 
 
+@pytest.mark.traps(row=17)
 @pytest.mark.parametrize("lenient", [False, True])
 def test_every_fixture_reads_or_gives_a_typed_error(lenient):
     read, refused = 0, 0
@@ -148,6 +151,7 @@ def grey_fixtures() -> list[Path]:
 GREY = grey_fixtures()
 
 
+@pytest.mark.traps(row=5)
 @pytest.mark.parametrize("path", GREY, ids=lambda p: f"{p.parent.name}-{p.name}")
 def test_modality_values_are_those_of_pydicom(path):
     dataset = quiet(path)

@@ -103,6 +103,7 @@ def test_native_pixels_under_a_compressed_syntax(tmp_path):
 # --- bytes at random ---
 
 
+@pytest.mark.traps(row=17)
 @given(st.data())
 @settings(max_examples=60, deadline=None)
 def test_flipped_bytes_give_an_image_or_a_typed_error(tmp_path_factory, data):

@@ -14,6 +14,7 @@ from medvl.specs import PixelSpec
 # --- overlays, presentation, polarity ---
 
 
+@pytest.mark.traps(row=11)
 def test_overlays_are_not_burned_in():
     path = golden("examples_overlay.dcm")
     dataset = pydicom.dcmread(path)
@@ -39,6 +40,7 @@ def test_presentation_lut_shape_against_photometric(tmp_path, photometric, shape
     assert any(f"{shape} contradicts {photometric}" in note for note in image.notes) == noted
 
 
+@pytest.mark.traps(row=8)
 def test_inverting_pixels_and_photometric_gives_one_picture(tmp_path):
     dataset = pydicom.dcmread(golden("test_files/MR_small.dcm"))
     stored = dataset.pixel_array.astype(np.int32)
@@ -72,6 +74,7 @@ def display_oracle(dataset: pydicom.Dataset) -> np.ndarray:
     return 255 - display if dataset.PhotometricInterpretation == "MONOCHROME1" else display
 
 
+@pytest.mark.traps(row=7)
 @pytest.mark.parametrize("function", ["LINEAR", "LINEAR_EXACT", "SIGMOID"])
 @pytest.mark.parametrize("name", ["77654033/CR1/6154", "test_files/CT_small.dcm", "test_files/MR_small.dcm"])
 def test_windows_as_pydicom_applies_them(tmp_path, name, function):
@@ -104,6 +107,7 @@ def test_a_modality_lut_as_pydicom_applies_it(tmp_path, first, signed, implicit)
     np.testing.assert_array_equal(read_image(tmp_path / "a.dcm").array[0], expected)
 
 
+@pytest.mark.traps(row=7)
 @pytest.mark.parametrize("bits, dtype", [(8, "u1"), (12, "<u2"), (16, "<u2")])
 def test_a_voi_lut_goes_before_the_window(tmp_path, bits, dtype):
     dataset = pydicom.dcmread(golden("test_files/MR_small.dcm"))

@@ -29,7 +29,7 @@ def test_header_holds_what_pairing_needs():
     assert header.transfer_syntax == dataset.file_meta.TransferSyntaxUID and header.has_pixels
     assert header.burned_in is None
     names = {field for field in type(header).__dataclass_fields__}
-    assert not names & {"patient_name", "birth_date", "institution", "study_date"}
+    assert not names & {"patient_name", "birth_date", "institution"}
 
 
 def test_header_of_an_object_without_pixels():

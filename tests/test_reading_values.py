@@ -21,6 +21,7 @@ from medvl.specs import PixelSpec
 # --- golden facts (STYLE.md): each number comes from the header's formula by hand ---
 
 
+@pytest.mark.traps(row=7)
 def test_ct_small_in_hounsfield_units_with_its_place():
     image = read_image(golden("test_files/CT_small.dcm"))
     assert (image.unit, image.array.dtype, image.array.shape) == (Unit.HU, np.int16, (1, 128, 128))
@@ -34,6 +35,7 @@ def test_ct_small_in_hounsfield_units_with_its_place():
     assert image.windows == ()
 
 
+@pytest.mark.traps(row=13)
 @pytest.mark.parametrize(
     "number, z, hu", [("17136", 103.019997, 905), ("17166", 104.269997, 1304), ("17196", 105.519997, 622)]
 )
@@ -45,6 +47,7 @@ def test_ct2_value_at_a_world_point(number, z, hu):
     assert image.array[0, round(row), round(column)] == hu
 
 
+@pytest.mark.traps(row=8)
 def test_monochrome1_film_keeps_its_values_and_is_shown_the_right_way_round():
     path = golden("77654033/CR1/6154")
     image = read_image(path)
@@ -59,6 +62,7 @@ def test_monochrome1_film_keeps_its_values_and_is_shown_the_right_way_round():
     assert shown[8, 8] < shown[0, 0]
 
 
+@pytest.mark.traps(row=5)
 def test_decimal_rescale_of_nibabel_is_integral():
     image = read_image(NICOM / "decimal_rescale.dcm", lenient=True)  # it lost its SOP UIDs
     dataset = pydicom.dcmread(NICOM / "decimal_rescale.dcm")
@@ -67,12 +71,14 @@ def test_decimal_rescale_of_nibabel_is_integral():
     np.testing.assert_array_equal(image.array[0], dataset.pixel_array.astype(np.int64) * 2 - 4096)
 
 
+@pytest.mark.traps(row=7)
 def test_j2k_with_the_wrong_sign_flag():
     image = read_image(golden("J2K_pixelrep_mismatch.dcm"))
     assert (image.array.min(), image.array.max()) == (-2000, 1896)
     assert [window.width for window in image.windows] == [100, 100, 200]
 
 
+@pytest.mark.traps(row=6)
 def test_padding_is_known_in_modality_values():
     image = read_image(golden("693_J2KI.dcm"))
     dataset = pydicom.dcmread(golden("693_J2KI.dcm"), stop_before_pixels=True)
@@ -84,6 +90,7 @@ def test_padding_is_known_in_modality_values():
 # --- frames ---
 
 
+@pytest.mark.traps(row=10)
 def test_many_frames_need_a_choice():
     path = golden("examples_ybr_color.dcm")
     with pytest.raises(MultiFrame, match=r"30 frames\. Choose one with frame=0 … 29"):
@@ -101,6 +108,7 @@ def test_a_frame_is_the_frame_that_pydicom_decodes(name):
     np.testing.assert_array_equal(read_image(path, frame=last).array[0], pixels[last])
 
 
+@pytest.mark.traps(row=10)
 def test_frame_macros_of_an_enhanced_object(tmp_path):
     source = NICOM / "philips_mprage.dcm.gz"
     path = tmp_path / "enhanced.dcm"

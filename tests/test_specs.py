@@ -43,6 +43,7 @@ def test_json_round_trip_keeps_value_and_digest(spec):
     spec.require(again.digest)
 
 
+@pytest.mark.traps(row=14)
 @given(any_spec, any_spec)
 def test_digests_are_equal_exactly_when_specs_are(one, two):
     assert (one.digest == two.digest) == (one == two)
@@ -67,6 +68,7 @@ def test_each_field_changes_the_digest(spec):
         assert changed != spec and changed.digest != spec.digest, name
 
 
+@pytest.mark.traps(row=14)
 def test_errors_of_a_spec():
     with pytest.raises(ConfigError, match=r"pixel spec has no key 'longest'. .*Did you mean 'longest_px'"):
         PixelSpec.from_json({"longest": 3})

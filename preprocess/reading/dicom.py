@@ -38,6 +38,8 @@ VIEW_CODES = {  # PS3.16 CID 4010, SNOMED CT and the retired SNOMED RT codes
     "399198007": "LATERAL",
     "R-10232": "LATERAL",
 }
+PER_FRAME = 0x52009230
+"""PerFrameFunctionalGroupsSequence."""
 VIEW_WORDS = {"LL": "LATERAL", "RL": "LATERAL", "LAT": "LATERAL"}
 
 
@@ -47,7 +49,7 @@ class DicomHeader:
 
     Attributes:
         patient_id, accession, study_uid, series_uid, sop_uid, sop_class: "" when not stated.
-        names: every person name of the header, as it stands.
+        names: every person name of the header and its sequences, as it stands.
         study_date: ``YYYYMMDD``, or "".
         modality, body_part: defined terms, or "".
         view, laterality: as in :class:`medvl.images.Image`.
@@ -236,13 +238,24 @@ def _note_polarity(dataset: Dataset, photometric: str, notes: list[str]) -> None
 
 
 def _names(dataset: Dataset) -> tuple[str, ...]:
-    stated = [dataset[tag].value for tag in dataset.keys() if _is_name(tag)]
-    several = [value if isinstance(value, MultiValue) else [value] for value in stated]
-    return tuple(sorted({str(name) for names in several for name in names if name}))
+    """Return the names of the header and of its sequences; frames hold positions, not people."""
+    found: set[str] = set()
+    level = [dataset]
+    while level:
+        below: list[Dataset] = []
+        for inner in level:
+            for tag in inner.keys():
+                if _has_vr(tag, "PN"):
+                    value = inner[tag].value
+                    found.update(str(name) for name in (value if isinstance(value, MultiValue) else [value]))
+                elif _has_vr(tag, "SQ") and tag != PER_FRAME:
+                    below += inner[tag].value or []
+        level = below
+    return tuple(sorted(name for name in found if name and name != "None"))
 
 
-def _is_name(tag: BaseTag) -> bool:
-    return not tag.is_private and dictionary_has_tag(tag) and dictionary_VR(tag) == "PN"
+def _has_vr(tag: BaseTag, vr: str) -> bool:
+    return not tag.is_private and dictionary_has_tag(tag) and dictionary_VR(tag) == vr
 
 
 def _view(dataset: Dataset) -> str | None:
