@@ -58,9 +58,34 @@ class Pseudonyms:
         """Return the id of one image, named by its path below the source folder."""
         return self._hash("record", source)
 
+    def accession(self, number: str) -> str:
+        """Return the pseudonym of an accession number, 16 characters as SH allows (PS3.5 6.2)."""
+        return self._hash("accession", number)[:16]
+
+    def uid(self, uid: str) -> str:
+        """Return the UID that stands for another one, in the form that UUIDs take (PS3.5 B.2).
+
+        Examples:
+            >>> Pseudonyms(bytes(32)).uid("1.2.840.113619.2.5")
+            '2.25.0'
+        """
+        return f"2.25.{int.from_bytes(self._digest('uid', uid, size=16), 'big')}"
+
+    def shift_days(self, patient: str) -> int:
+        """Return by how many days the dates of a patient move: 1 to 365 back, one number a patient.
+
+        Examples:
+            >>> Pseudonyms(bytes(32)).shift_days("DOE^JOHN")
+            0
+        """
+        return -1 - int.from_bytes(self._digest("shift", patient, size=16), "big") % 365
+
     def _hash(self, kind: str, name: str) -> str:
+        return self._digest(kind, name, size=10).hex()
+
+    def _digest(self, kind: str, name: str, *, size: int) -> bytes:
         data = name.encode("utf-8", "surrogateescape")
-        return hashlib.blake2b(data, digest_size=10, key=self.key, person=kind.encode()).hexdigest()
+        return hashlib.blake2b(data, digest_size=size, key=self.key, person=kind.encode()).digest()
 
 
 def keep_key(private: Path, *, given: bytes | None = None) -> bytes:
