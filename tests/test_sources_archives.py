@@ -233,15 +233,13 @@ BOMB = ArchiveLimits(ratio_floor=2**16)
 
 def test_bombs_are_stopped_by_the_bytes_that_they_write(tmp_path):
     zeros = bytes(2**21)
-    with pytest.raises(
-        DecompressionLimit, match=r"grows from [\d,]+ to more than [\d,]+ bytes; the limit is 100"
-    ):
+    with pytest.raises(DecompressionLimit, match=r"of [\d,]+ bytes grows to more than [\d,]+; .* 100 times"):
         unpack(zipped(tmp_path / "x.zip", ("a", zeros)), tmp_path / "out", limits=BOMB)
     for mode in ("w:gz", "w:bz2", "w:xz"):
         with pytest.raises(DecompressionLimit, match="the limit is 100 times its size"):
             unpack(tar(tmp_path / "t", (entry("a"), zeros), mode=mode), tmp_path / "out", limits=BOMB)
     small = ArchiveLimits(max_bytes=1000)
-    with pytest.raises(DecompressionLimit, match="to more than 1,000 bytes"):
+    with pytest.raises(DecompressionLimit, match="grows to more than 1,000;"):
         unpack(tar(tmp_path / "t", (entry("a"), zeros)), tmp_path / "out", limits=small)
     assert not (tmp_path / "out").exists() and not (tmp_path / "out.partial").exists()
 

@@ -181,7 +181,7 @@ class _Sink:
                 self.bytes += len(piece)
                 if self.bytes > self.allowed:
                     raise DecompressionLimit(
-                        f"the archive grows from {self.size:,} to more than {self.allowed:,} bytes; the limit "
+                        f"the archive of {self.size:,} bytes grows to more than {self.allowed:,}; the limit "
                         f"is {self.limits.max_ratio} times its size and {self.limits.max_bytes:,} bytes.",
                         hint="If you trust it, unpack it by hand and give the folder.",
                     )
