@@ -130,18 +130,14 @@ def finding_states(column: pa.ChunkedArray) -> pa.Table:
     Raises:
         StoreError: a cell is not an object of strings.
     """
-    filled = [place for place, cell in enumerate(column.to_pylist()) if cell != "{}"]
-    if not filled:
-        return pa.table({})
-    lines = "\n".join(column.take(pa.array(filled)).to_pylist()).encode()
+    cells = column.combine_chunks().dictionary_encode()  # films of one study share their labels
+    lines = "\n".join(cells.dictionary.to_pylist()).encode()
     try:
         # Arrow reads ten times as many cells a second as json.loads does.
-        found = pj.read_json(io.BytesIO(lines), read_options=pj.ReadOptions(block_size=max(len(lines), 1)))
+        options = pj.ReadOptions(block_size=max(len(lines) + 1, 1))
+        found = pj.read_json(io.BytesIO(lines), read_options=options) if lines else pa.table({})
     except pa.ArrowException as error:
         raise StoreError("the labels of the index are not JSON.", hint=AGAIN) from error
-    if found.num_rows != len(filled) or any(kind != pa.string() for kind in found.schema.types):
+    if any(kind != pa.string() for kind in found.schema.types):
         raise StoreError("the labels of the index are not states by finding.", hint=AGAIN)
-    places = np.full(len(column), -1)
-    places[filled] = np.arange(len(filled))
-    taken = found.take(pa.array(places, mask=places < 0))
-    return taken.select(sorted(taken.column_names))
+    return found.select(sorted(found.column_names)).take(cells.indices) if found.num_columns else found
