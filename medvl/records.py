@@ -41,7 +41,7 @@ class Sentence:
     """One sentence as a span of the original text.
 
     ``tags`` say what it is besides a description of the image: ``prior`` (compares with an
-    earlier study), ``placeholder`` (holds ``___`` or ``XXXX``), ``recommendation``, ``communication``,
+    earlier study), ``placeholder`` (shows one in place of a word), ``recommendation``, ``communication``,
     ``technique``, ``history``, ``identity`` … Each tag that a view drops is the reason for the drop.
     """
 
@@ -49,19 +49,6 @@ class Sentence:
     end: int
     section: str
     tags: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Report:
-    """A report with its sections and sentences; every span indexes ``text`` as it was given."""
-
-    text: str
-    sections: tuple[Section, ...] = ()
-    sentences: tuple[Sentence, ...] = ()
-
-    def sentence_text(self, sentence: Sentence) -> str:
-        """Return the words of one sentence, white space folded to single blanks."""
-        return " ".join(self.text[sentence.start : sentence.end].split())
 
 
 @dataclass(frozen=True)
@@ -80,6 +67,24 @@ class Change:
     reason: str
     shown: str = ""
     view: str = "both"
+
+
+@dataclass(frozen=True)
+class Report:
+    """A report with its sections and sentences; every span indexes ``text`` as it was given.
+
+    ``marks`` are spans inside sentences that a view may leave out or show otherwise, in order: placeholders
+    with their type, clauses that say nothing but a placeholder, phrases that only compare with a prior study.
+    """
+
+    text: str
+    sections: tuple[Section, ...] = ()
+    sentences: tuple[Sentence, ...] = ()
+    marks: tuple[Change, ...] = ()
+
+    def sentence_text(self, sentence: Sentence) -> str:
+        """Return the words of one sentence, white space folded to single blanks."""
+        return " ".join(self.text[sentence.start : sentence.end].split())
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,16 @@ and a bundle carry them as JSON; a query whose digest differs is refused.
 
 from medvl.specs.base import Spec, fold, text_hash
 from medvl.specs.pixels import InputSpec, PixelSpec
-from medvl.specs.text import PLACEHOLDER, ReportSpec
+from medvl.specs.text import PLACEHOLDER, RAW_PLACEHOLDER, ReportSpec, View
 
-__all__ = ["PLACEHOLDER", "InputSpec", "PixelSpec", "ReportSpec", "Spec", "fold", "text_hash"]
+__all__ = [
+    "PLACEHOLDER",
+    "RAW_PLACEHOLDER",
+    "InputSpec",
+    "PixelSpec",
+    "ReportSpec",
+    "Spec",
+    "View",
+    "fold",
+    "text_hash",
+]

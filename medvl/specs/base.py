@@ -11,9 +11,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from medvl.errors import ConfigError, DigestMismatch, nearest
 
-__all__ = ["Spec", "fold", "text_hash"]
+__all__ = ["INVISIBLE", "Spec", "fold", "text_hash"]
 
-_INVISIBLE = frozenset({"Cc", "Cf", "Cs"})  # control, format (zero width, direction), lone surrogate
+INVISIBLE = frozenset({"Cc", "Cf", "Cs"})
+"""Categories of what no reader sees: control, format (zero width, direction), lone surrogate."""
 
 
 def fold(text: str) -> str:
@@ -24,7 +25,7 @@ def fold(text: str) -> str:
         'no effusion'
     """
     if not (text.isascii() and text.isprintable()):
-        text = "".join(c for c in text if c.isspace() or unicodedata.category(c) not in _INVISIBLE)
+        text = "".join(c for c in text if c.isspace() or unicodedata.category(c) not in INVISIBLE)
         text = unicodedata.normalize("NFC", text)
     return " ".join(text.split())
 

@@ -3,11 +3,21 @@
 from medvl.preprocess.reports.parsing import (
     MAX_CHARACTERS,
     PARSERS,
-    Change,
+    all_changes,
     changes,
     hygiene_notes,
     mask_identity,
     parse_report,
 )
+from medvl.records import Change
 
-__all__ = ["MAX_CHARACTERS", "PARSERS", "Change", "changes", "hygiene_notes", "mask_identity", "parse_report"]
+__all__ = [
+    "MAX_CHARACTERS",
+    "PARSERS",
+    "Change",
+    "all_changes",
+    "changes",
+    "hygiene_notes",
+    "mask_identity",
+    "parse_report",
+]

@@ -11,16 +11,23 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator
-from typing import Literal
 
 from medvl.errors import BadReport
-from medvl.preprocess.reports.rules import PARSERS, find_tags, load_rules
+from medvl.preprocess.reports.marks import read_sentence
+from medvl.preprocess.reports.rules import PARSERS, load_rules
 from medvl.preprocess.reports.spans import find_sections, sentence_spans
 from medvl.records import Change, Report, Sentence
-from medvl.specs import PLACEHOLDER, ReportSpec
+from medvl.specs import ReportSpec, View
 
-__all__ = ["MAX_CHARACTERS", "PARSERS", "Change", "changes", "hygiene_notes", "mask_identity", "parse_report"]
+__all__ = [
+    "MAX_CHARACTERS",
+    "PARSERS",
+    "all_changes",
+    "changes",
+    "hygiene_notes",
+    "mask_identity",
+    "parse_report",
+]
 
 MAX_CHARACTERS = 200_000
 """The longest text that is parsed; the longest real report seen has some 9,000 characters."""
@@ -64,44 +71,63 @@ def parse_report(text: str, *, parser: str = "en-1") -> Report:
     rules = load_rules(parser)
     sections = tuple(find_sections(text, rules))
     wrap = max(map(len, text.splitlines()), default=0)
-    sentences = tuple(
-        Sentence(start, end, section.name, find_tags(text[start:end], section.name, parser))
-        for section in sections
-        for start, end in sentence_spans(text, section, rules, wrap)
-    )
-    return Report(text, sections, sentences)
+    sentences: list[Sentence] = []
+    marks: list[Change] = []
+    for section in sections:
+        for start, end in sentence_spans(text, section, rules, wrap):
+            tags, inside = read_sentence(text[start:end], section.name, parser)
+            sentences.append(Sentence(start, end, section.name, tags))
+            marks += [Change(start + m.start, start + m.end, m.reason, m.shown) for m in inside]
+    return Report(text, sections, tuple(sentences), tuple(marks))
 
 
-def changes(
-    report: Report, spec: ReportSpec, *, view: Literal["retrieval", "generation"] = "retrieval"
-) -> list[Change]:
-    """List every span of the text that a view leaves out or replaces, in order, each with its reason.
+def changes(report: Report, spec: ReportSpec, *, view: View = "retrieval") -> tuple[Change, ...]:
+    """List every span of the text that a view leaves out or shows otherwise, in order, each with its reason.
 
-    Reasons: ``heading``; ``list marker``; ``section NAME`` (the view does not read it); the tags for
-    which a sentence is dropped, joined by ``+``; ``placeholder`` and ``invisible character`` inside kept
-    sentences. White space folded to one blank, and NFC composition, are not listed.
+    Making the changes in the text gives the view, up to white space and NFC composition. Reasons:
+    ``heading``; ``list marker``; ``section NAME`` (the view does not read it); the tags for which a sentence
+    is dropped, joined by ``+``; and inside kept sentences those of :meth:`~medvl.specs.ReportSpec.edits`.
 
     Examples:
         >>> report = parse_report("IMPRESSION: No change. Discussed with Dr. Roe by phone.")
         >>> [(change.start, change.reason) for change in changes(report, ReportSpec())]
         [(0, 'heading'), (23, 'communication')]
     """
-    kept = set(spec.kept(report, view))
-    found: list[Change] = []
-    edge = 0
+    inside = {sentence.start: edits for sentence, edits in spec.edits(report, view)}
+    found: list[tuple[int, int, str, str]] = []
+    edge, place = 0, 0
     for section in report.sections:
-        found += _ink(report.text, edge, section.start, "heading")
+        _ink(found, report.text, edge, section.start, "heading")
         edge = section.start
-        for sentence in (s for s in report.sentences if section.start <= s.start < section.end):
-            found += _ink(report.text, edge, sentence.start, "list marker")
-            if sentence in kept:
-                found += _inside(report.text, sentence)
+        while place < len(report.sentences) and report.sentences[place].start < section.end:
+            sentence = report.sentences[place]
+            place += 1
+            _ink(found, report.text, edge, sentence.start, "list marker")
+            if sentence.start in inside:
+                found += [(c.start, c.end, c.reason, c.shown) for c in inside[sentence.start]]
             else:
-                found.append(Change(sentence.start, sentence.end, spec.reason(sentence, view) or "kept"))
+                found.append((sentence.start, sentence.end, spec.reason(sentence, view) or "", ""))
             edge = sentence.end
-        found += _ink(report.text, edge, section.end, "list marker")
+        _ink(found, report.text, edge, section.end, "list marker")
         edge = section.end
-    return found + _ink(report.text, edge, len(report.text), "heading")
+    _ink(found, report.text, edge, len(report.text), "heading")
+    return tuple(Change(*change, view) for change in found)
+
+
+def all_changes(report: Report, spec: ReportSpec) -> tuple[Change, ...]:
+    """List the changes of both views; one that both make is listed once, with view ``both``.
+
+    Examples:
+        >>> report = parse_report("FINDINGS: Stable left effusion. CT is recommended.")
+        >>> [(change.reason, change.view) for change in all_changes(report, ReportSpec())]
+        [('heading', 'both'), ('prior phrase', 'generation'), ('recommendation', 'generation')]
+    """
+    both: dict[tuple[int, int, str, str], str] = {}
+    for view in ("retrieval", "generation"):
+        for change in changes(report, spec, view=view):
+            key = change.start, change.end, change.reason, change.shown
+            both[key] = "both" if key in both else view
+    return tuple(Change(*key, view) for key, view in sorted(both.items()))
 
 
 def hygiene_notes(text: str) -> tuple[str, ...]:
@@ -135,24 +161,13 @@ def mask_identity(report: Report) -> Report:
                 re.sub(r"\S", "_", report.text[sentence.start : sentence.end]),
             ]
             edge = sentence.end
-    return Report("".join([*pieces, report.text[edge:]]), report.sections, report.sentences)
+    return Report("".join([*pieces, report.text[edge:]]), report.sections, report.sentences, report.marks)
 
 
-def _ink(text: str, start: int, end: int, reason: str) -> list[Change]:
-    """Return the span without its white space, if anything is left of it."""
+def _ink(found: list[tuple[int, int, str, str]], text: str, start: int, end: int, reason: str) -> None:
+    """Add the span without its white space, if anything is left of it."""
     body = text[start:end]
     stripped = body.strip()
-    if not stripped:
-        return []
-    first = start + body.index(stripped[0])
-    return [Change(first, first + len(stripped), reason)]
-
-
-def _inside(text: str, sentence: Sentence) -> Iterator[Change]:
-    for match in PLACEHOLDER.finditer(text, sentence.start, sentence.end):
-        yield Change(match.start(), match.end(), "placeholder")
-    for place in range(sentence.start, sentence.end):
-        char = text[place]
-        if not (char.isascii() and char.isprintable()) and not char.isspace():
-            if unicodedata.category(char) in ("Cc", "Cf", "Cs"):
-                yield Change(place, place + 1, "invisible character")
+    if stripped:
+        first = start + body.index(stripped[0])
+        found.append((first, first + len(stripped), reason, ""))

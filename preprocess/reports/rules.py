@@ -7,16 +7,18 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from medvl.errors import ConfigError, nearest
 from medvl.specs import PLACEHOLDER
 
-__all__ = ["PARSERS", "Rules", "find_tags", "load_rules"]
+__all__ = ["PARSERS", "PriorPhrases", "Rules", "find_tags", "load_rules", "parser_data"]
 
-PARSERS = ("en-1",)
-"""Versions of the rules; a store, a checkpoint and a bundle name the one they were made with."""
+_FOLDER = Path(__file__).parent
+PARSERS = tuple(sorted(path.stem.removeprefix("rules_") for path in _FOLDER.glob("rules_*.yaml")))
+"""Versions of the rules, one file each; a store, a checkpoint and a bundle name theirs."""
 
 
 @dataclass(frozen=True)
@@ -25,8 +27,26 @@ class TagRule:
 
     words: frozenset[str]
     phrases: re.Pattern[str] | None
+    gate: tuple[str, ...]
     core: frozenset[str]
     only: frozenset[str]
+
+
+@dataclass(frozen=True)
+class PriorPhrases:
+    """What the generation view may leave out of a sentence; see the rules file for each list."""
+
+    adverbials: re.Pattern[str]
+    states: re.Pattern[str]
+    adjectives: re.Pattern[str]
+    needs: frozenset[str]
+    belongs: frozenset[str]
+    after: frozenset[str]
+    nouns: frozenset[str]
+    breaks: frozenset[str]
+    negations: frozenset[str]
+    articles: dict[str, str]
+    order: str
 
 
 @dataclass(frozen=True)
@@ -35,23 +55,55 @@ class Rules:
 
     Attributes:
         headings: heading in lower case to section name; ``strict`` ones are common words too.
+        main: headings that are found with small misspellings, to their section.
         lines: finds headings that no colon ends.
         section_tags: section name to the tag of all its sentences.
-        abbreviations: words before a full stop that ends no sentence.
+        abbreviations: words before a full stop that ends no sentence; ``titles`` never do, ``numbered`` ones
+            before a number do not; ``ordinals``: words before which a number and a stop are an ordinal.
         finding: words for what a picture can show; ``picture``: words for the picture itself;
             ``comparison``: all words that the mere name of an earlier study may have.
+        condition: words that open an advice with its condition.
         tags: tag to its rule.
+        protected: words whose number no removal may change.
+        clauses, opening: clauses that say nothing but a placeholder; the second only after a comma.
+        types: type of a placeholder, what stands before it, what after.
+        inside: type of a placeholder, the words inside its brackets.
+        priors: phrases that compare with an earlier study.
     """
 
     headings: dict[str, str]
     strict: frozenset[str]
+    main: dict[str, str]
     lines: re.Pattern[str]
     section_tags: dict[str, str]
     abbreviations: frozenset[str]
+    titles: frozenset[str]
+    numbered: frozenset[str]
+    ordinals: frozenset[str]
     finding: frozenset[str]
     picture: frozenset[str]
     comparison: frozenset[str]
+    condition: tuple[str, ...]
     tags: dict[str, TagRule]
+    protected: re.Pattern[str]
+    clauses: re.Pattern[str]
+    opening: re.Pattern[str]
+    types: tuple[tuple[str, re.Pattern[str] | None, re.Pattern[str] | None], ...]
+    inside: tuple[tuple[str, re.Pattern[str]], ...]
+    priors: PriorPhrases
+
+
+@functools.cache
+def parser_data(parser: str) -> dict[str, Any]:
+    """Return the rules file of a parser version as it is written.
+
+    Raises:
+        ConfigError: there is no such version.
+    """
+    if parser not in PARSERS:
+        raise ConfigError(f"unknown report parser '{parser}'.", hint=nearest(parser, PARSERS))
+    text = (_FOLDER / f"rules_{parser}.yaml").read_text("utf-8")
+    return yaml.load(text, Loader=yaml.BaseLoader)  # strings alone: "no" is a word
 
 
 @functools.cache
@@ -61,15 +113,18 @@ def load_rules(parser: str) -> Rules:
     Raises:
         ConfigError: there is no such version.
     """
-    if parser not in PARSERS:
-        raise ConfigError(f"unknown report parser '{parser}'.", hint=nearest(parser, PARSERS))
-    data = yaml.safe_load((Path(__file__).parent / "rules_en.yaml").read_text("utf-8"))
+    data = parser_data(parser)
     headings = {heading: name for name, many in data["sections"].items() for heading in many}
     names = "|".join(sorted(map(re.escape, headings), key=len, reverse=True))
-    body = r"\s+(?:-\s|[A-Z][a-z]|[A-Z]\s|\d{1,2}[.)]\s)"
+    body = r"\s+(?:-\s|[A-ZÀ-ÖØ-Þ][a-zß-öø-ÿ]|[A-Z]\s|\d{1,2}[.)]\s)"
+    parts = {"P": f"(?:{PLACEHOLDER.pattern})"}
+    for name, part in data["parts"].items():
+        parts[name] = _fill(part, parts)
+    prior = data["prior_phrases"]
     return Rules(
         headings=headings,
         strict=frozenset(data["strict"]),
+        main=data["main"],
         # A heading without a colon: alone on its line, or in capitals at the start of a line or a sentence.
         lines=re.compile(
             rf"^[ \t#*]*(?P<alone>(?i:{names}))[ \t*]*$"
@@ -77,30 +132,62 @@ def load_rules(parser: str) -> Rules:
             re.MULTILINE,
         ),
         section_tags=data["section_tags"],
-        abbreviations=frozenset(data["abbreviations"]),
-        finding=frozenset(data["finding"]),
-        picture=frozenset(data["picture"]),
-        comparison=frozenset(data["comparison"]),
+        condition=tuple(f"{word} " for word in data["condition"]),
         tags={tag: _tag_rule(rule) for tag, rule in data["tags"].items()},
+        protected=re.compile(rf"[<>≤≥=±~]|\d+|{data['protected']}", re.IGNORECASE),
+        clauses=_whole(data["clauses"].get("anywhere", ()), parts),
+        opening=_whole(data["clauses"].get("start", ()), parts),
+        types=tuple((kind, _search(before), _search(after)) for kind, before, after in data["placeholders"]),
+        inside=tuple((kind, re.compile(words, re.IGNORECASE)) for kind, words in data["placeholder_words"]),
+        priors=PriorPhrases(
+            adverbials=_whole(prior.get("adverbials", ()), parts),
+            states=_whole(prior.get("states", ()), parts),
+            adjectives=_whole([prior["adjectives"]], parts),
+            **{
+                name: frozenset(prior[name])
+                for name in ("needs", "belongs", "after", "nouns", "breaks", "negations")
+            },
+            articles=prior.get("articles", {}),
+            order=prior.get("order", "before"),
+        ),
+        **{name: frozenset(data.get(name, ())) for name in _WORD_LISTS},
     )
+
+
+_WORD_LISTS = ("abbreviations", "titles", "numbered", "ordinals", "finding", "picture", "comparison")
+
+
+def _fill(pattern: str, parts: dict[str, str]) -> str:
+    return re.sub(r"\{(\w*[A-Za-z]\w*)\}", lambda match: parts[match[1]], pattern)
+
+
+def _whole(patterns: list[str] | tuple[str, ...], parts: dict[str, str]) -> re.Pattern[str]:
+    many = "|".join(f"(?:{_fill(pattern, parts)})" for pattern in patterns) or "(?!)"
+    return re.compile(rf"(?<![\w-])(?:{many})(?![\w-])", re.IGNORECASE)
+
+
+def _search(pattern: str) -> re.Pattern[str] | None:
+    return re.compile(pattern, re.IGNORECASE) if pattern else None
 
 
 def _tag_rule(rule: dict[str, list[str]]) -> TagRule:
     phrases = "|".join(f"(?:{phrase})" for phrase in rule.get("phrases", ()))
     words, core, only = (frozenset(rule.get(key, ())) for key in ("words", "core", "only"))
-    return TagRule(words, re.compile(phrases) if phrases else None, core, only | core)
+    return TagRule(
+        words, re.compile(phrases) if phrases else None, tuple(rule.get("gate", ())), core, only | core
+    )
 
 
-_WORD = re.compile(r"[a-z][a-z0-9-]*")
+_WORD = re.compile(r"[a-zß-öø-ÿœ][a-z0-9ß-öø-ÿœ-]*")
 
 
-@functools.lru_cache(maxsize=1 << 14)  # reports repeat their sentences: two in three of real ones
 def find_tags(sentence: str, section: str, parser: str) -> tuple[str, ...]:
     """Name what a sentence is besides a description of the picture."""
     rules = load_rules(parser)
-    lower = sentence.lower()
-    bare = PLACEHOLDER.sub("", sentence).lower()
-    tags = {"placeholder"} if len(bare) != len(lower) else set()
+    lower = " ".join(sentence.lower().split())
+    held = "_" in sentence or "xxx" in lower or "[" in sentence
+    bare = " ".join(PLACEHOLDER.sub("", sentence).lower().split()) if held else lower
+    tags = {"placeholder"} if held and len(bare) != len(lower) else set()
     if not any(char.isalnum() for char in bare):
         return tuple(sorted(tags | {"empty"}))
     words = set(_WORD.findall(bare))
@@ -118,12 +205,16 @@ def find_tags(sentence: str, section: str, parser: str) -> tuple[str, ...]:
 
 def _first(lower: str, words: set[str], rule: TagRule) -> int:
     """Return where a rule first holds, or -1."""
-    if words & rule.core and words <= rule.only:
+    if not rule.core.isdisjoint(words) and words <= rule.only:
         return 0
-    places = [lower.find(word) for word in rule.words & words]
-    match = rule.phrases.search(lower) if rule.phrases else None
-    if match:
-        places.append(match.start())
+    places = [] if rule.words.isdisjoint(words) else [lower.find(word) for word in rule.words & words]
+    if rule.phrases:
+        for part in rule.gate:  # an expression without any of its letters cannot match; looking is cheap
+            if part in lower:
+                match = rule.phrases.search(lower)
+                if match:
+                    places.append(match.start())
+                break
     return min(places, default=-1)
 
 
@@ -137,7 +228,9 @@ def _anywhere(lower: str, where: int, rules: Rules) -> bool:
 
 def _before(lower: str, where: int, rules: Rules) -> bool:
     """Say whether a finding is named before an advice, and not as its condition."""
-    return not lower.startswith("if ") and not rules.finding.isdisjoint(_WORD.findall(lower[:where]))
+    return not lower.startswith(rules.condition) and not rules.finding.isdisjoint(
+        _WORD.findall(lower[:where])
+    )
 
 
 def _seen(lower: str, where: int, rules: Rules) -> bool:

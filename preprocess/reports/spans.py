@@ -11,7 +11,7 @@ from medvl.records import Section
 
 __all__ = ["find_sections", "sentence_spans"]
 
-_NAME = re.compile(r"[A-Za-z][A-Za-z /&'-]*$")
+_NAME = re.compile(r"[A-Za-zÀ-ÖØ-öø-ÿ][A-Za-zÀ-ÖØ-öø-ÿ /&'-]*$")
 _LEAD = " \t*#_-\u2022\ufeff\u200b"
 
 
@@ -61,7 +61,7 @@ def _heading_before(text: str, colon: int, rules: Rules) -> tuple[int, int, str]
             return *_with_marks(text, place, colon + 1), name
     place = words[0][0]
     if len(words) == 1 and len(words[0][1]) >= 6 and _opens(text, place, words[0][1], strict=False):
-        name = _misspelt(words[0][1].lower())
+        name = _misspelt(words[0][1].lower(), tuple(rules.main.items()))
         if name:
             return *_with_marks(text, place, colon + 1), name
     return None
@@ -91,24 +91,12 @@ def _opens(text: str, place: int, phrase: str, *, strict: bool) -> bool:
     return phrase.isupper() or (not strict and before[-1] in '.;!?:")]')
 
 
-_MAIN = (
-    "findings",
-    "impression",
-    "indication",
-    "comparison",
-    "technique",
-    "history",
-    "conclusion",
-    "examination",
-)
-
-
 @functools.lru_cache(maxsize=4096)
-def _misspelt(word: str) -> str | None:
+def _misspelt(word: str, main: tuple[tuple[str, str], ...]) -> str | None:
     """Return the section whose main heading is within two edits (one for short names) of ``word``."""
-    for name in _MAIN:
-        if abs(len(name) - len(word)) <= 2 and _edits(word, name) <= (2 if len(name) >= 8 else 1):
-            return "impression" if name == "conclusion" else name
+    for heading, name in main:
+        if abs(len(heading) - len(word)) <= 2 and _edits(word, heading) <= (2 if len(heading) >= 8 else 1):
+            return name
     return None
 
 
@@ -130,10 +118,10 @@ def _edits(a: str, b: str) -> int:
 
 _END = re.compile(
     r"(?P<stop>[.!?\u2026]+[\"'\u201d\u2019)\]]{0,2})(?=\s|$)"  # a stop before white space
-    r"|(?P<tight>(?<=[a-z0-9)%])\.)(?=[A-Z][a-z])"  # "at T4.No effusion"
+    r"|(?P<tight>(?<=[a-zß-öø-ÿ0-9)%])\.)(?=[A-ZÀ-ÖØ-Þ][a-zß-öø-ÿ])"  # "at T4.No effusion"
     r"|(?P<blank>\n[ \t\r]*\n\s*)"
     r"|(?P<item>\n[ \t]*(?=[-*\u2022\u00b7\u2013]\s|\(?\d{1,2}[.)]\s*[A-Za-z(]))"
-    r"|(?P<line>\n)(?=[ \t]*[A-Z])"
+    r"|(?P<line>\n)(?=[ \t]*[A-ZÀ-ÖØ-Þ])"
     r"|(?P<quote>(?<=\s)\"(?=\s+[A-Z]))"  # a stray quotation mark used as a bullet
 )
 _MARKER = re.compile(
@@ -210,7 +198,9 @@ def _is_stop(text: str, start: int, match: re.Match[str], end: int, rules: Rules
         return True
     if mark.count(".") > 1 or "\u2026" in mark:
         return nearby.isupper() or nearby.isdigit()
-    if last.lower().strip(".") in rules.abbreviations and _abbreviates(last.lower(), nearby):
+    if last.lower().strip(".") in rules.abbreviations and _abbreviates(last.lower(), nearby, rules):
+        return False
+    if last.isdigit() and not rules.ordinals.isdisjoint(re.findall(r"\w+", following.lower())[:1]):
         return False
     if last.isdigit() and nearby.isdigit():
         marker = _MARKER.match(following)
@@ -218,13 +208,11 @@ def _is_stop(text: str, start: int, match: re.Match[str], end: int, rules: Rules
     return not (len(last) == 1 and last.isupper() and _initial(text, start, match.start() - 1, nearby))
 
 
-def _abbreviates(word: str, nearby: str) -> bool:
+def _abbreviates(word: str, nearby: str, rules: Rules) -> bool:
     """``no.`` abbreviates only before a number; a side or a unit only before a small letter."""
-    if word in ("no", "nos"):
+    if word in rules.numbered:
         return nearby.isdigit()
-    if word in ("dr", "mr", "mrs", "ms", "prof", "vs", "e.g", "i.e", "fig", "figs", "cf", "st"):
-        return True
-    return not nearby.isupper()
+    return word in rules.titles or not nearby.isupper()
 
 
 def _initial(text: str, start: int, place: int, nearby: str) -> bool:
