@@ -1,0 +1,244 @@
+"""From the images and rows of a public data set to a pairing: joins, second copies, official splits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from medvl.errors import BadTable, file_token
+from medvl.preprocess.sources.layouts._files import PICTURES, VOLUMES, Listing
+from medvl.preprocess.sources.pairing import Item, Pairing, Unpaired
+
+__all__ = [
+    "drop_leaving",
+    "first_copies",
+    "join",
+    "make_pairing",
+    "of_files",
+    "of_rows",
+    "pictures",
+    "sections_text",
+    "splits",
+]
+
+_SPLITS = {
+    "train": "train",
+    "val": "val",
+    "valid": "val",
+    "validate": "val",
+    "validation": "val",
+    "dev": "val",
+    "test": "test",
+}
+
+
+def splits(words: pd.Series) -> pd.Series:
+    """Return the split that each word of a public data set means, "" where it means none.
+
+    Examples:
+        >>> splits(pd.Series(["validate", "train", "", "extra"])).tolist()
+        ['val', 'train', '', '']
+    """
+    return words.str.lower().map(_SPLITS).fillna("").astype(object)
+
+
+def sections_text(row: Mapping[str, Any], headings: Mapping[str, str]) -> str:
+    r"""Return the sections of a report under their headings, one a line; empty ones are left out.
+
+    Examples:
+        >>> sections_text({"a": "Clear.", "b": ""}, {"a": "FINDINGS", "b": "IMPRESSION"})
+        'FINDINGS: Clear.'
+    """
+    return "\n".join(f"{heading}: {row[column]}" for column, heading in headings.items() if row[column])
+
+
+def pictures(listing: Listing, suffixes: Sequence[str] = PICTURES) -> pd.DataFrame:
+    """Return the files with these suffixes: the columns ``relative`` and ``name``, without the folders."""
+    relative = pd.Series(listing.ending(suffixes), dtype=object)
+    return pd.DataFrame({"relative": relative, "name": relative.str.rsplit("/", n=1).str[-1]})
+
+
+def of_files(reason: str, images: pd.DataFrame) -> list[Unpaired]:
+    """Return an entry for each image, with its row where it has one."""
+    lines = images["line"] if "line" in images else [0] * len(images)
+    return [
+        Unpaired(reason, file_token(name), int(line))
+        for name, line in zip(images["relative"], lines, strict=True)
+    ]
+
+
+def of_rows(reason: str, lines: Iterable[int]) -> list[Unpaired]:
+    """Return an entry for each row."""
+    return [Unpaired(reason, line=int(line)) for line in lines]
+
+
+def drop_leaving(rows: pd.DataFrame, column: str) -> tuple[pd.DataFrame, list[Unpaired]]:
+    """Leave out the rows whose file lies outside the folder that its name is relative to."""
+    outside = rows[column].str.contains(r"(?:^|[/\\])\.\.(?:[/\\]|$)", regex=True)
+    return rows[~outside], of_rows("path_outside_source", rows.index[outside])
+
+
+def first_copies(
+    images: pd.DataFrame, key: str, *, prefer: Sequence[str] = ()
+) -> tuple[pd.DataFrame, list[Unpaired]]:
+    """Keep one file of each image: of the preferred suffix, then the first path.
+
+    Args:
+        images: with the column ``relative``.
+        key: the column that says which files are the same image.
+        prefer: suffixes, best first.
+    """
+    suffix = images["relative"].str.lower().str.extract(r"(\.[a-z]+)$", expand=False)
+    rank = suffix.map({name: k for k, name in enumerate(prefer)}).fillna(len(prefer))
+    images = images.assign(_rank=rank).sort_values([key, "_rank", "relative"], kind="stable")
+    again = images[key].duplicated()
+    return images[~again].drop(columns="_rank"), of_files("second_copy_of_image", images[again])
+
+
+def join(
+    images: pd.DataFrame, rows: pd.DataFrame, *, on: str, report: str | None = None
+) -> tuple[pd.DataFrame, list[Unpaired]]:
+    """Give each image the row with its key; its number stands in ``line``, 0 without one.
+
+    Rows that no image has, and rows of one key whose reports differ, are returned with their reasons; the
+    images of the latter are left out. Of rows that agree, the first counts.
+
+    Args:
+        images: one image a row, with the column ``on``.
+        rows: a table whose index is the line.
+        on: the key that both have.
+        report: the column of ``rows`` that must not differ.
+    """
+    rows = rows.reset_index(names="line")
+    unpaired: list[Unpaired] = []
+    if report is not None:
+        said = rows[rows[report] != ""].groupby(on)[report].nunique()
+        torn = set(said.index[said > 1])
+        if torn:
+            refused = images[images[on].isin(torn)]
+            lines = refused[on].map(rows.drop_duplicates(on).set_index(on)["line"])
+            unpaired += of_files("conflicting_reports", refused.assign(line=lines))
+            images, rows = images[~images[on].isin(torn)], rows[~rows[on].isin(torn)]
+        rows = rows.sort_values(report, key=lambda cells: cells == "", kind="stable")
+    missing = rows[~rows[on].isin(images[on])].sort_values("line")
+    said = missing[report] != "" if report is not None else pd.Series(False, index=missing.index)
+    unpaired += of_rows("report_without_image", missing["line"][said])
+    unpaired += of_rows("row_without_image", missing["line"][~said])
+    rows = rows.drop_duplicates(on)
+    joined = images.merge(rows, on=on, how="left", validate="many_to_one", suffixes=("", "_row"))
+    joined["line"] = joined["line"].fillna(0).astype(int)
+    return joined, unpaired
+
+
+def make_pairing(
+    listing: Listing,
+    images: pd.DataFrame,
+    *,
+    layout: str,
+    columns: Mapping[str, str],
+    notes: Iterable[str] = (),
+    unpaired: Iterable[Unpaired] = (),
+    modality: str = "",
+    without_reports: str = "image_without_report",
+) -> Pairing:
+    """Make the items of a data set.
+
+    Args:
+        listing: where the images are.
+        images: one image a row: ``relative``, ``patient``, ``study``, and if known ``report``, ``view``,
+            ``split``, ``labels``, ``study_date``.
+        layout: its name, for the explanation.
+        columns: role to what was read for it.
+        notes: what the user should know.
+        unpaired: what has no partner, so far.
+        modality: of DICOM, "" for raster files.
+        without_reports: the reason for an image without text; "" for a data set that has none.
+
+    Raises:
+        BadTable: no image, or a patient in two official splits.
+    """
+    entries = list(unpaired)
+    if images.empty:
+        raise BadTable(
+            f"the source looks like {layout}, but none of its images is there.",
+            hint="Unpack the images below the source, in the folders of the release.",
+        )
+    entries += _unknown(listing, set(images["relative"]), entries)
+    images = images.sort_values("relative")
+    patients = images["patient"].where(images["patient"] != "", images["study"])
+    told, remarks = _official(patients, images.get("split"))
+    items = []
+    for name, patient, study, report, view, split, labels, date in zip(
+        images["relative"],
+        patients,
+        images["study"],
+        _column(images, "report", ""),
+        _column(images, "view", ""),
+        told,
+        _column(images, "labels", None),
+        _column(images, "study_date", ""),
+        strict=True,
+    ):
+        report = report if isinstance(report, str) else ""
+        items.append(
+            Item(
+                path=listing.source / name,
+                patient=patient,
+                study=study,
+                report=report,
+                method="layout" if report or isinstance(labels, dict) else "none",
+                view=view if isinstance(view, str) and view else None,
+                split=split or None,
+                labels=labels if isinstance(labels, dict) else {},
+                modality=modality,
+                **_dated(date),
+            )
+        )
+    if without_reports:
+        entries += [Unpaired(without_reports, file_token(item.path)) for item in items if not item.report]
+    explain = (f"layout: {layout}", *(f"{role}: {what}" for role, what in columns.items()))
+    return Pairing(tuple(items), tuple(entries), dict(columns), explain, (*notes, *remarks))
+
+
+def _unknown(listing: Listing, known: set[str], entries: Iterable[Unpaired]) -> list[Unpaired]:
+    """Return the images that neither became items nor were left out for a reason, and links that lead outside."""
+    told = {entry.token for entry in entries}
+    tokens = [file_token(name) for name in listing.ending((*PICTURES, *VOLUMES)) if name not in known]
+    return [Unpaired("outside_file", file_token(name)) for name in listing.outside] + [
+        Unpaired("image_without_row", token) for token in tokens if token not in told
+    ]
+
+
+def _dated(date: Any) -> dict[str, str]:
+    return {"study_date": date} if date and isinstance(date, str) and "study_date" in _FIELDS else {}
+
+
+_FIELDS = frozenset(Item.__dataclass_fields__)
+
+
+def _column(images: pd.DataFrame, name: str, default: Any) -> Iterable[Any]:
+    return images[name] if name in images else [default] * len(images)
+
+
+def _official(patients: pd.Series, told: pd.Series | None) -> tuple[list[str], list[str]]:
+    """Give each image of a patient the split that the release gives any of them."""
+    if told is None:
+        return [""] * len(patients), []
+    told = told.fillna("")
+    known = pd.DataFrame({"patient": patients, "split": told})[told != ""].drop_duplicates()
+    torn = int((known["patient"].value_counts() > 1).sum())
+    if torn:
+        raise BadTable(
+            f"the official split puts {torn} patients into more than one split.",
+            hint="The table is not the published one; download it again.",
+        )
+    mine = patients.map(known.set_index("patient")["split"]).fillna("")
+    unknown = patients[mine == ""].nunique()
+    notes = (
+        [f"{unknown} patients are in no official split: theirs is drawn by the given shares"]
+        if unknown and len(known)
+        else []
+    )
+    return list(mine), notes
