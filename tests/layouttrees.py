@@ -473,7 +473,7 @@ def ct_rate(root: Path) -> Path:
 
 
 def quilt_1m(root: Path) -> Path:
-    """Two frames of a video on both sides of the split, a picture with two captions, one that is no tissue."""
+    """Frames of a video on both sides of the split, a picture with two captions, one that is no tissue."""
     table(
         root / "quilt_1M_lookup.csv",
         (

@@ -77,10 +77,7 @@ def names_in(folder: Path) -> list[str]:
     """Return the names of the files of one folder, in order, at most 400,000; none if it cannot be read."""
     try:
         with os.scandir(folder) as entries:
-            return sorted(entry.name for entry in itertools.islice(entries, VOLUMES = (".nii.gz", ".nii", ".svs", ".ndpi")
-"""Suffixes of volumes and slides."""
-
-_MOST_NAMES) if entry.is_file())
+            return sorted(entry.name for entry in itertools.islice(entries, _MOST_NAMES) if entry.is_file())
     except OSError:
         return []
 

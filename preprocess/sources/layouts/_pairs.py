@@ -112,20 +112,17 @@ def join(
         report: the column of ``rows`` that must not differ.
     """
     rows = rows.reset_index(names="line")
-    unpaired: list[Unpaired] = []
-    if report is not None:
-        said = rows[rows[report] != ""].groupby(on)[report].nunique()
-        torn = set(said.index[said > 1])
-        if torn:
-            refused = images[images[on].isin(torn)]
-            lines = refused[on].map(rows.drop_duplicates(on).set_index(on)["line"])
-            unpaired += of_files("conflicting_reports", refused.assign(line=lines))
-            images, rows = images[~images[on].isin(torn)], rows[~rows[on].isin(torn)]
-        rows = rows.sort_values(report, key=lambda cells: cells == "", kind="stable")
-    missing = rows[~rows[on].isin(images[on])].sort_values("line")
-    said = missing[report] != "" if report is not None else pd.Series(False, index=missing.index)
-    unpaired += of_rows("report_without_image", missing["line"][said])
+    missing = rows[~rows[on].isin(images[on])]
+    said = (missing[report] if report is not None else pd.Series("", index=missing.index)) != ""
+    unpaired = of_rows("report_without_image", missing["line"][said])
     unpaired += of_rows("row_without_image", missing["line"][~said])
+    if report is not None:
+        texts = rows[rows[report] != ""].groupby(on)[report].nunique()
+        torn = images[on].isin(set(texts.index[texts > 1]))
+        lines = images[on][torn].map(rows.drop_duplicates(on).set_index(on)["line"])
+        unpaired += of_files("conflicting_reports", images[torn].assign(line=lines))
+        images = images[~torn]
+        rows = rows.sort_values(report, key=lambda cells: cells == "", kind="stable")
     rows = rows.drop_duplicates(on)
     joined = images.merge(rows, on=on, how="left", validate="many_to_one", suffixes=("", "_row"))
     joined["line"] = joined["line"].fillna(0).astype(int)
@@ -203,7 +200,7 @@ def make_pairing(
 
 
 def _unknown(listing: Listing, known: set[str], entries: Iterable[Unpaired]) -> list[Unpaired]:
-    """Return the images that neither became items nor were left out for a reason, and links that lead outside."""
+    """Return the images that neither became items nor were left out for a reason, and links to outside."""
     told = {entry.token for entry in entries}
     tokens = [file_token(name) for name in listing.ending((*PICTURES, *VOLUMES)) if name not in known]
     return [Unpaired("outside_file", file_token(name)) for name in listing.outside] + [

@@ -138,7 +138,9 @@ def _from_xml(listing: Listing, known: set[str]) -> tuple[pd.DataFrame, list[Unp
         if not known.intersection(keys):
             unpaired.append(Unpaired("report_without_image", file_token(name)))
         report, labels = sections_text(sections, _SECTIONS), _states(terms)
-        rows += [{"key": key, "study": study, "report": report, "labels": labels} for key in keys if key in known]
+        rows += [
+            {"key": key, "study": study, "report": report, "labels": labels} for key in keys if key in known
+        ]
     frame = pd.DataFrame(rows, columns=["key", "study", "report", "labels"])
     frame.index = pd.Index([0] * len(frame), name="line")
     return frame, unpaired
