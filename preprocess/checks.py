@@ -33,7 +33,7 @@ __all__ = ["Check", "StoreCheck", "check_records", "check_store"]
 
 Level = Literal["ok", "note", "problem"]
 Progress = Callable[[int, int, str], None]
-Rows = Int[np.ndarray, " rows"]
+Rows = Int[np.ndarray, " _"]
 
 _SHOWN = 12
 _FEW_LETTERS = 5
