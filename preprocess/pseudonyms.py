@@ -14,7 +14,7 @@ from pathlib import Path
 from medvl.errors import UsageError
 from medvl.store import write_atomic
 
-__all__ = ["KEY_BYTES", "Pseudonyms", "keep_key", "write_sources", "write_unpaired"]
+__all__ = ["KEY_BYTES", "Pseudonyms", "keep_key", "write_secret_table", "write_sources", "write_unpaired"]
 
 KEY_BYTES = 32
 
@@ -67,7 +67,7 @@ class Pseudonyms:
 
         Examples:
             >>> Pseudonyms(bytes(32)).uid("1.2.840.113619.2.5")
-            '2.25.0'
+            '2.25.236157255599926588669431210262301927197'
         """
         return f"2.25.{int.from_bytes(self._digest('uid', uid, size=16), 'big')}"
 
@@ -76,7 +76,7 @@ class Pseudonyms:
 
         Examples:
             >>> Pseudonyms(bytes(32)).shift_days("DOE^JOHN")
-            0
+            -58
         """
         return -1 - int.from_bytes(self._digest("shift", patient, size=16), "big") % 365
 
@@ -129,6 +129,11 @@ def write_unpaired(private: Path, rows: Iterable[tuple[str, str, str, str]]) -> 
         rows: reason, file token, path below the source folder, line of the report table.
     """
     _write_table(private / "unpaired.csv", ("reason", "token", "path", "line"), rows)
+
+
+def write_secret_table(path: Path, text: str) -> None:
+    """Write a table that leads back to people, readable by its owner alone (mode 0600)."""
+    _write_secret(path, text.encode("utf-8", "surrogateescape"))
 
 
 def _write_table(path: Path, header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> None:

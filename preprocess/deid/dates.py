@@ -53,8 +53,12 @@ _MONTH = re.compile(
 _DAY_BEFORE = re.compile(r"(?<![\w./-])(\d{1,2})(st|nd|rd|th)?( of |, ?| |-|/|)$", re.IGNORECASE)
 _YEAR_AFTER = re.compile(r"(\.?(?:, ?|\s| of |-|/|))((?:19|20)\d\d)(?![\w/-]|\.\d)")
 _SHORT_YEAR_AFTER = re.compile(r"([-/])(\d\d)(?![\w./-])")
-_DAY_YEAR_AFTER = re.compile(r"(\.? )(\d{1,2})(st|nd|rd|th)?(,? |,)((?:19|20)\d\d)(?![\w/-]|\.\d)", re.IGNORECASE)
-_DAY_AFTER = re.compile(r"(\.? )(\d{1,2})(st|nd|rd|th)?(?![\w:/%-]|\.\d| ?(?:mm|cm|x|%|percent)\b)", re.IGNORECASE)
+_DAY_YEAR_AFTER = re.compile(
+    r"(\.? )(\d{1,2})(st|nd|rd|th)?(,? |,)((?:19|20)\d\d)(?![\w/-]|\.\d)", re.IGNORECASE
+)
+_DAY_AFTER = re.compile(
+    r"(\.? )(\d{1,2})(st|nd|rd|th)?(?![\w:/%-]|\.\d| ?(?:mm|cm|x|%|percent)\b)", re.IGNORECASE
+)
 _WEEKDAY_BEFORE = re.compile(rf"\b({'|'.join(_DAYS)})((?:,|,? the)? )$", re.IGNORECASE)
 _CUE = re.compile(
     r"\b(?:dated|since|on|performed|obtained|as of|comparison:?|priors?:?|compared (?:to|with)"
@@ -65,7 +69,9 @@ _STRONG_CUE = re.compile(r"\b(?:dated|since)[ \n]$", re.IGNORECASE)
 _CLAUSE_END = re.compile(
     r"\s*(?:$|[,;:)\n]|\.(?!\d)|(?:at|and|which|show(?:s|ed|ing)|demonstrat\w+|is|was|were|there|the|for|by|with|when)\b)"
 )
-_SHORT_CUE = re.compile(r"\b(?:dated?:?|since|on|from|of|comparison:?|study|exam|prior|performed)[ \n]$", re.IGNORECASE)
+_SHORT_CUE = re.compile(
+    r"\b(?:dated?:?|since|on|from|of|comparison:?|study|exam|prior|performed)[ \n]$", re.IGNORECASE
+)
 
 
 def find_dates(text: str, *, shift_days: int) -> Iterator[Span]:
@@ -128,7 +134,11 @@ def _three_parts(text: str, match: re.Match[str], days: int, *, day_first: bool)
         return None
     if len(c) == 2 and separator == "." and not len(a) == len(b) == 2:  # 1.2.15 numbers a heading
         return None
-    if len(c) == 2 and separator == "-" and not _SHORT_CUE.search(text[max(0, match.start() - 14) : match.start()]):
+    if (
+        len(c) == 2
+        and separator == "-"
+        and not _SHORT_CUE.search(text[max(0, match.start() - 14) : match.start()])
+    ):
         return None  # ribs 10-11-12
     first, second = int(a), int(b)
     if not 1 <= first <= 31 or not 1 <= second <= 31 or min(first, second) > 12:
@@ -165,7 +175,9 @@ def _two_parts(text: str, match: re.Match[str], days: int) -> str | None:
         moved = _moved(int(year), int(month), 15, days) if 1 <= int(month) <= 12 else None
         if moved is None:
             return None
-        shown = f"{moved.month:02}" if len(month) == 2 and (month[0] == "0" or len(a) == 4) else str(moved.month)
+        shown = (
+            f"{moved.month:02}" if len(month) == 2 and (month[0] == "0" or len(a) == 4) else str(moved.month)
+        )
         return f"{shown}/{moved.year}" if len(b) == 4 else f"{moved.year}-{shown}"
     first, second = int(a), int(b)
     before = text[max(0, match.start() - 24) : match.start()]
@@ -265,7 +277,7 @@ def _ordinal(day: int, suffix: str | None, before: str) -> str:
 
 def _month(word: str, moved: datetime.date) -> str:
     name = MONTHS[moved.month - 1]
-    short = len(word) == 3 and word.lower() != "may" or word.lower() == "sept"
+    short = (len(word) == 3 and word.lower() != "may") or word.lower() == "sept"
     name = name[:3] if short else name
     return name.upper() if word.isupper() else name.capitalize() if word[0].isupper() else name
 
@@ -274,7 +286,11 @@ def _with_weekday(
     text: str, start: int, end: int, shown: str, *, moved: datetime.date | None = None
 ) -> list[Span]:
     """Return the span, with the day of the week before it set right or, where nobody can, taken out."""
-    weekday = _WEEKDAY_BEFORE.search(text, max(0, start - 15), start) if "day" in text[max(0, start - 15) : start].lower() else None
+    weekday = (
+        _WEEKDAY_BEFORE.search(text, max(0, start - 15), start)
+        if "day" in text[max(0, start - 15) : start].lower()
+        else None
+    )
     if weekday is None:
         return [Span(start, end, "date", shown)]
     name = _DAYS[moved.weekday()] + weekday[2] if moved else ""

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pydicom.datadict import dictionary_has_tag, dictionary_VR, keyword_for_tag
+from pydicom.datadict import dictionary_has_tag, keyword_for_tag
 from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.sequence import Sequence as ItemSequence
@@ -20,7 +20,15 @@ from medvl.preprocess.deid.values import cap_age, dummy, move_date
 from medvl.preprocess.pseudonyms import Pseudonyms
 from medvl.version import VERSION
 
-__all__ = ["Actions", "clean_dataset", "file_meta", "identity_of", "set_pixel_flags"]
+__all__ = [
+    "Actions",
+    "clean_dataset",
+    "elements_of",
+    "file_meta",
+    "identity_of",
+    "set_pixel_flags",
+    "strings_of",
+]
 
 PIXELS = frozenset({0x7FE00008, 0x7FE00009, 0x7FE00010})
 FREE_TEXT = frozenset({"PN", "LT", "ST", "UT", "UC", "UR", "UN", "AE"})
@@ -70,7 +78,13 @@ class Actions:
 
 
 def clean_dataset(
-    dataset: Dataset, *, ids: Pseudonyms, patient: str, profile: Profile = DEFAULT
+    dataset: Dataset,
+    *,
+    ids: Pseudonyms,
+    patient: str,
+    profile: Profile = DEFAULT,
+    names: Sequence[str] = (),
+    numbers: Sequence[str] = (),
 ) -> Actions:
     """Apply the profile to a data set and everything nested in it, in place, and set its flags.
 
@@ -84,6 +98,7 @@ def clean_dataset(
         ids: keyed pseudonyms; one key joins all files of a patient.
         patient: the identifier whose pseudonym becomes PatientID and PatientName, and whose days the dates move.
         profile: the table with the options that are on.
+        names, numbers: that other files of the patient state, to be looked for in this one's texts.
 
     Returns:
         What was done.
@@ -94,11 +109,13 @@ def clean_dataset(
         >>> clean_dataset(dataset, ids=Pseudonyms(bytes(32)), patient="1CT1").words
         Counter()
         >>> str(dataset.PatientName), dataset.PatientIdentityRemoved, dataset.PatientBirthDate
-        ('6f4ba7a9bb1a4c3b0b0b', 'YES', '')
+        ('2f2ad6084a7a2c3b3a00', 'YES', None)
 
     Source: PS3.15 E.1.1 and Table E.1-1.
     """
-    names, numbers = identity_of(dataset)
+    own_names, own_numbers = identity_of(dataset)
+    names = tuple(dict.fromkeys((*own_names, *names)))
+    numbers = tuple(dict.fromkeys((*own_numbers, *numbers)))
     cleaner = _Cleaner(ids, patient, ids.shift_days(patient), profile, names, numbers, Actions())
     cleaner.clean(dataset)
     pseudonym = ids.patient(patient)
@@ -148,11 +165,11 @@ def identity_of(dataset: Dataset) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Return all person names and all identifiers that a data set states, nested ones too."""
     names: dict[str, None] = {}
     numbers: dict[str, None] = {}
-    for element in _leaves(dataset):
+    for element in elements_of(dataset):
         if element.VR == "PN":
-            names.update(dict.fromkeys(_strings(element.value)))
+            names.update(dict.fromkeys(strings_of(element.value)))
         elif element.keyword in _NUMBERS:
-            numbers.update(dict.fromkeys(_strings(element.value)))
+            numbers.update(dict.fromkeys(strings_of(element.value)))
     return tuple(name for name in names if name), tuple(number for number in numbers if number)
 
 
@@ -176,14 +193,15 @@ _NUMBERS = frozenset(
 )
 
 
-def _leaves(dataset: Dataset) -> Iterator[DataElement]:
-    for tag in dataset.keys():  # noqa: SIM118 - iterating a data set reads its elements, which may fail
+def elements_of(dataset: Dataset) -> Iterator[DataElement]:
+    """Yield every readable element of a data set and of its sequences, without the sequences themselves."""
+    for tag in dataset.keys():
         element = _read(dataset, tag)
         if element is None:
             continue
         if element.VR == "SQ":
             for item in element.value:
-                yield from _leaves(item)
+                yield from elements_of(item)
         else:
             yield element
 
@@ -195,7 +213,8 @@ def _read(dataset: Dataset, tag: int) -> DataElement | None:
         return None
 
 
-def _strings(value: Any) -> list[str]:
+def strings_of(value: Any) -> list[str]:
+    """Return the values of an element as stripped strings."""
     if value is None:
         return []
     many = value if isinstance(value, Iterable) and not isinstance(value, (str, bytes)) else [value]
@@ -304,14 +323,14 @@ class _Cleaner:
     def _uids(self, element: DataElement) -> None:
         if element.VR != "UI" or _defines_class(element.keyword):
             return
-        before = _strings(element.value)
+        before = strings_of(element.value)
         # A UID that the standard defines (a frame of reference of an atlas, say) identifies nobody.
         after = [uid if uid in UID_dictionary or not uid else self.ids.uid(uid) for uid in before]
         if after != before:
             self._set(element, "uid", after if len(after) > 1 else after[0])
 
     def _shift(self, element: DataElement) -> None:
-        values = _strings(element.value)
+        values = strings_of(element.value)
         moved = [move_date(value, days=self.days) if value else "" for value in values]
         if any(moved):
             self._set(element, "shift", moved if len(moved) > 1 else moved[0])
@@ -321,7 +340,7 @@ class _Cleaner:
     def _words(self, dataset: Dataset, element: DataElement) -> None:
         if element.VR == "AS":
             return self._set(element, "cap", cap_age(_first(element)))
-        values = _strings(element.value)
+        values = strings_of(element.value)
         cleaned: list[str] = []
         for value in values:
             text, counts = deidentify_text(value, names=self.names, ids=self.numbers, shift_days=self.days)
@@ -343,13 +362,8 @@ class _Cleaner:
 
 
 def _first(element: DataElement) -> str:
-    return "\\".join(_strings(element.value)).strip()
+    return "\\".join(strings_of(element.value)).strip()
 
 
 def _defines_class(keyword: str) -> bool:
     return keyword.endswith(("ClassUID", "TransferSyntaxUID"))
-
-
-def vr_of(tag: int) -> str:
-    """Return the VR that the dictionary gives a tag, the first where it names several."""
-    return dictionary_VR(tag).split(" or ")[0]

@@ -80,7 +80,9 @@ def name_parts(name: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 
 @functools.lru_cache(maxsize=4096)
-def _known(names: tuple[str, ...]) -> tuple[dict[str, frozenset[tuple[int, str]]], frozenset[str], frozenset[str]]:
+def _known(
+    names: tuple[str, ...],
+) -> tuple[dict[str, frozenset[tuple[int, str]]], frozenset[str], frozenset[str]]:
     """Return part to (person, role), the initials of given names, and those of family names."""
     parts: dict[str, set[tuple[int, str]]] = {}
     first: set[str] = set()
@@ -178,5 +180,5 @@ def _tells(text: str, match: re.Match[str], *, capitals: bool) -> bool:
     # "seen by Rose today": a capital inside a sentence, between words that have none
     before, after = text[max(0, start - 2) : start], text[end : end + 2]
     inside = len(before) == 2 and before[1] == " " and (before[0].islower() or before[0] == ",")
-    follows = not after or not after[0].isalnum() and after[0] not in "-/" and not after[1:].isupper()
+    follows = not after or (not after[0].isalnum() and after[0] not in "-/" and not after[1:].isupper())
     return not capitals and word[0].isupper() and word[1:].islower() and inside and follows

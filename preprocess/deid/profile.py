@@ -135,7 +135,10 @@ def rows() -> tuple[Row, ...]:
     text = resources.files(__package__).joinpath("profile.csv").read_text("utf-8")
     return tuple(
         Row(
-            line.pop("tag"), line.pop("keyword"), line.pop("basic"), {k: code for k, code in line.items() if code}
+            line.pop("tag"),
+            line.pop("keyword"),
+            line.pop("basic"),
+            {k: code for k, code in line.items() if code},
         )
         for line in csv.DictReader(text.splitlines())
     )

@@ -66,7 +66,9 @@ _ADDRESS = re.compile(
     rf"|[1-9]\d{{0,4}} (?:[A-Z]+ ){{1,3}}(?:{_STREETS.upper()}|BLVD|AVE)\b(?:, [A-Z]+)?(?:,? [A-Z]{{2}})?(?:,? \d{{5}}(?:-\d{{4}})?)?"
     r"|P\.?O\.? Box \d+"
 )
-_ADDRESS_CUE = re.compile(r"\b(?i:(?:home |street |mailing )?address)\s*:\s*(?P<id>[^\n;]{4,80}?)(?=\s*(?:$|[\n;]|\.(?:\s|$)))")
+_ADDRESS_CUE = re.compile(
+    r"\b(?i:(?:home |street |mailing )?address)\s*:\s*(?P<id>[^\n;]{4,80}?)(?=\s*(?:$|[\n;]|\.(?:\s|$)))"
+)
 _GENERIC = (
     "THE|THIS|OUR|YOUR|AN?|AT|IN|FROM|TO|OF|ON|BY|AND|OR|WITH|FOR|OUTSIDE|OTHER|ANOTHER|PRIOR|LOCAL|REFERRING|DURING"
     "|HOME|ACUTE|PATIENT|DENTAL|PAIN|CHEST|LUNG|HEART|PULMONARY|CARDIOLOGY|ONCOLOGY|RADIOLOGY|SURGERY|SURGICAL|BREAST"
@@ -222,25 +224,85 @@ _FINDERS: tuple[tuple[tuple[str, ...], Callable[[str], Iterator[Span]]], ...] = 
         _by(_SIGNED, "name"),
     ),
     (("patient:", "pt:", "re:"), _by(_PATIENT, "name")),
-    ((" md", " m.d", " do", " d.o", "phd", "ph.d", "mbb", "frc", " rn", " r.n", " pa", " np", " rt", "rra"),
-     _by(_CREDENTIALED, "name")),
     (
-        ("mrn", "m.r.n", "urn", "record", "accession", "acc n", " id", "number", " no", "num", "#", "ssn", "nhs", "_id")
+        (
+            " md",
+            " m.d",
+            " do",
+            " d.o",
+            "phd",
+            "ph.d",
+            "mbb",
+            "frc",
+            " rn",
+            " r.n",
+            " pa",
+            " np",
+            " rt",
+            "rra",
+        ),
+        _by(_CREDENTIALED, "name"),
+    ),
+    (
+        (
+            "mrn",
+            "m.r.n",
+            "urn",
+            "record",
+            "accession",
+            "acc n",
+            " id",
+            "number",
+            " no",
+            "num",
+            "#",
+            "ssn",
+            "nhs",
+            "_id",
+        )
         + ("identifier", " nr", " code"),
         _by(_KEYWORD_ID, "id"),
     ),
     (("-", ".", "+", "("), _phones),
-    (("phone", "tel", "pager", "beeper", "fax", "mobile", "cell", "ext", "pgr", "contact"), _by(_KEYWORD_PHONE, "phone")),
+    (
+        ("phone", "tel", "pager", "beeper", "fax", "mobile", "cell", "ext", "pgr", "contact"),
+        _by(_KEYWORD_PHONE, "phone"),
+    ),
     (("@",), _by(_EMAIL, "email")),
     (("http", "www."), _by(_URL, "url")),
     (
-        ("street", "avenue", "road", "boulevard", "lane", "drive", "highway", "parkway", "terrace", "square", " st")
+        (
+            "street",
+            "avenue",
+            "road",
+            "boulevard",
+            "lane",
+            "drive",
+            "highway",
+            "parkway",
+            "terrace",
+            "square",
+            " st",
+        )
         + (" ave", " rd", "blvd", " ln", "hwy", "pkwy", "court", " way", " place", "box "),
         _by(_ADDRESS, "address"),
     ),
     (("address",), _by(_ADDRESS_CUE, "address")),
-    (("hospi", "infirmary", "clinic", "healthcare", "health ", "center", "centre", " ctr", "university", "associates"),
-     _by(_HOSPITAL, "hospital")),
+    (
+        (
+            "hospi",
+            "infirmary",
+            "clinic",
+            "healthcare",
+            "health ",
+            "center",
+            "centre",
+            " ctr",
+            "university",
+            "associates",
+        ),
+        _by(_HOSPITAL, "hospital"),
+    ),
     (("year", "yr", "y.o", "y.", "y/o", "yo", "9", "1"), _ages),
 )
 """Words one of which must be in the text, and the search that only then is worth its time."""
