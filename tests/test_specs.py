@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image as Pillow
 
 from medvl.errors import ConfigError, DigestMismatch
 from medvl.images import Image, Photometric, Unit, VoiLut, Window
 from medvl.records import Box
 from medvl.specs import InputSpec, PixelSpec, ReportSpec
+from medvl.specs.area import area_mean
 
 pixel_specs = st.builds(
     PixelSpec,
@@ -59,6 +59,7 @@ def test_each_field_changes_the_digest(spec):
         "channels": 3,
         "mean": (0.4,),
         "std": (0.2,),
+        "version": 1,
     }
     for name, value in spec:
         fallback = (
@@ -188,17 +189,60 @@ def test_padding_does_not_move_the_percentiles():
     assert spec.apply(everything).shape == (4, 4)
 
 
-@pytest.mark.parametrize("shape", [(700, 531), (512, 512), (1024, 300), (1537, 1999), (16, 3000)])
+def exact_means(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Return the integral of the pixels over each rectangle by its area, from the summed-area table.
+
+    The table is linear between pixel edges along each axis, so its interpolation is the exact integral.
+    """
+    for axis, count in enumerate(size):
+        length = values.shape[axis]
+        edges, ends = np.arange(length + 1), np.linspace(0, length, count + 1)
+        lines = np.moveaxis(values, axis, -1)
+        tables = [np.append(0, np.cumsum(line, dtype=np.float64)) for line in lines]
+        means = [np.diff(np.interp(ends, edges, table)) * count / length for table in tables]
+        values = np.moveaxis(np.array(means), -1, axis)
+    return values
+
+
+@pytest.mark.parametrize("shape", [(700, 531), (512, 512), (1024, 300), (1537, 1999), (16, 3000), (65, 64)])
 @pytest.mark.parametrize("longest", [64, 200, 512])
-def test_strips_are_the_whole_film(shape, longest):
-    """The strips give what windowing the whole film and one call of Pillow's resize give."""
+@pytest.mark.parametrize("dtype", [np.int16, np.uint16, np.uint8, np.int32, np.float32])
+def test_a_stored_pixel_is_the_mean_of_its_area(shape, longest, dtype):
     rng = np.random.default_rng(0)
-    values = (rng.normal(0, 30, shape) + 500 * np.sin(np.arange(shape[1]) / 40)).astype(np.int16)
-    got = PixelSpec(longest_px=longest).apply(film(values, windows=(Window(0.0, 801.0),)))
-    whole = np.clip((values.astype(np.float32) + 400.5) * np.float32(255 / 800), 0, 255)
-    size = got.shape[::-1]
-    expected = Pillow.fromarray(whole).resize(size, Pillow.Resampling.BILINEAR, reducing_gap=2.0)
-    assert np.abs(got - np.asarray(expected)).max() <= 0.5 + 1e-3
+    values = (
+        (rng.normal(0, 20, shape) + 60 * np.sin(np.arange(shape[1]) / 40) + 128).clip(0, 255).astype(dtype)
+    )
+    got = PixelSpec(longest_px=longest).apply(film(values, windows=(Window(128.0, 256.0),)))
+    expected = np.clip(exact_means(values, got.shape), 0, 255)  # (x − 127.5) / 255 + 0.5 is x / 255
+    assert np.abs(got - expected).max() <= 0.5 + 1e-3
+    if max(shape) <= longest:
+        np.testing.assert_array_equal(got, np.rint(values.astype(np.float32)))
+
+
+@given(st.integers(1, 200), st.integers(1, 200), st.data())
+@settings(max_examples=60, deadline=None)
+def test_means_are_exact_and_keep_the_sum(rows, columns, data):
+    size = (data.draw(st.integers(1, rows)), data.draw(st.integers(1, columns)))
+    values = np.random.default_rng(rows).integers(-1024, 3072, (rows, columns)).astype(np.int16)
+    means = area_mean(values, size)
+    np.testing.assert_allclose(means.mean(dtype=np.float64), values.mean(), atol=2e-3)
+    np.testing.assert_allclose(means, exact_means(values, size), atol=2e-2)
+    boxes = np.repeat(np.repeat(values, 3, 0), 2, 1)  # whole boxes: the plain mean of each
+    np.testing.assert_allclose(area_mean(boxes, (rows, columns)), values, atol=1e-3)
+
+
+def test_the_window_sees_means_not_the_means_windows():
+    """Half of each area at −1000 and half at +1000 is 0, not black and white mixed."""
+    checker = np.where(np.indices((64, 64)).sum(0) % 2, 1000, -1000).astype(np.int16)
+    shown = PixelSpec(longest_px=32).apply(film(checker, windows=(Window(100.0, 401.0),)))
+    assert np.unique(shown).tolist() == [64]  # (0 − 99.5) / 400 + 0.5 = 0.25125 → 64.07
+
+
+def test_what_is_no_number_counts_as_zero():
+    values = np.full((8, 8), 100, np.float32)
+    values[0, 0] = np.nan
+    assert area_mean(values, (1, 1)).item() == pytest.approx(100 * 63 / 64)
+    assert area_mean(values, (8, 8))[0, 0] == 0 and np.isnan(values[0, 0])
 
 
 def test_raster_grey_keeps_its_full_range_and_inverts_white_is_zero():
