@@ -38,6 +38,8 @@ __all__ = [
 Policy: TypeAlias = Literal["off", "keep", "mask", "drop"]
 """Do not look; look and record; record and paint over; refuse a film that holds text."""
 Picture: TypeAlias = UInt8[np.ndarray, "rows columns"]
+Part: TypeAlias = UInt8[np.ndarray, "_ _"]
+"""A picture of another size."""
 Found: TypeAlias = tuple[TextRegion, str]
 
 MARKERS = frozenset(
@@ -54,8 +56,8 @@ FINE_PX = 2048
 """Longest side at which small letters are looked for."""
 COARSE_PX = 736
 """Longest side at which the whole picture is looked at."""
-LARGEST_ENLARGEMENT = 2.0
-"""Small pictures are enlarged up to this factor: screen shots have letters of five pixels."""
+ENLARGED_PX, LARGEST_ENLARGEMENT = 1024, 2.0
+"""Small pictures are enlarged up to this side and factor: screen shots have letters of five pixels."""
 LEAST_SCORE = 0.5
 """Mean confidence of the recogniser below which a region is no text."""
 LEAST_SHORT_SCORE = 0.8
@@ -64,10 +66,14 @@ SHORT = 6
 STROKE_PX = 9
 """Strokes narrower than this many fine pixels stand out of their surroundings."""
 STROKE_GREY = 18
-"""Grey levels by which a stroke differs from what lies beside it."""
+"""Grey levels by which a stroke differs from what lies beside it, at least."""
+STROKE_NOISE = 2.5
+"""The same in units of the picture's median response, which is that of its noise."""
 CELL_PX = 32
 CELL_STROKES = 20
 """Stroke pixels in a cell of ``CELL_PX``² that make it worth reading."""
+MOSTLY = 0.65
+"""Share of a region inside another that makes it the same one seen twice."""
 MARGIN = 0.2
 """Share of its shorter side by which a region is dilated before it is painted over."""
 RING_PX = 6
@@ -116,9 +122,10 @@ def read_text(pixels: Picture, *, markers: frozenset[str] = MARKERS) -> tuple[Fo
     height, width = pixels.shape
     if min(height, width) < 8:
         return ()
-    scale = min(FINE_PX / max(height, width), LARGEST_ENLARGEMENT)
+    longest = max(height, width)
+    scale = min(FINE_PX / longest, LARGEST_ENLARGEMENT, max(1.0, ENLARGED_PX / longest))
     fine = _resized(pixels, scale)
-    coarse = _resized(pixels, min(COARSE_PX / max(height, width), scale))
+    coarse = _resized(pixels, min(COARSE_PX / longest, scale))
     found: list[Found] = []
     for top, left, crop in _crops(fine):
         found += _read(crop, markers, origin=(top, left), whole=fine.shape, shape=pixels.shape)
@@ -179,7 +186,7 @@ def screen(
     count = sum(region.kind == "text" for region in regions)
     if policy == "drop" and count:
         raise BurnedInText(
-            f"the film holds {count} regions of burned-in text, {share:.1%} of its area; the policy is drop.",
+            f"the film holds burned-in text in {count} places, {share:.1%} of its area; the policy is drop.",
             hint="Use the policy mask to paint them over, or keep to leave them.",
         )
     if policy == "mask":
@@ -271,7 +278,7 @@ def _paint(frame: np.ndarray, regions: Sequence[TextRegion]) -> np.ndarray:
     return painted
 
 
-def _resized(pixels: Picture, scale: float) -> Picture:
+def _resized(pixels: Picture, scale: float) -> Part:
     if scale == 1:
         return pixels
     height, width = (max(1, round(side * scale)) for side in pixels.shape)
@@ -285,7 +292,7 @@ def _stored_shape(image: Image, spec: PixelSpec) -> tuple[int, int]:
     return max(1, round(height * scale)), max(1, round(width * scale))
 
 
-def _crops(fine: Picture) -> list[tuple[int, int, Picture]]:
+def _crops(fine: Picture) -> list[tuple[int, int, Part]]:
     """Return the parts of the fine picture where narrow strokes crowd, with their top and left.
 
     Strokes are what a morphological opening or closing takes away (top-hat and black-hat).
@@ -297,12 +304,12 @@ def _crops(fine: Picture) -> list[tuple[int, int, Picture]]:
     dark = cv2.morphologyEx(fine, cv2.MORPH_BLACKHAT, square)
     strokes = np.maximum(bright, dark)
     noise = float(np.median(strokes[::4, ::4]))
-    marks = (strokes > max(STROKE_GREY, 5 * noise)).astype(np.float32)
+    marks = (strokes > max(STROKE_GREY, STROKE_NOISE * noise)).astype(np.float32)
     rows, columns = (-(-side // CELL_PX) for side in fine.shape)
     padded = np.zeros((rows * CELL_PX, columns * CELL_PX), np.float32)
     padded[: fine.shape[0], : fine.shape[1]] = marks
     counts = padded.reshape(rows, CELL_PX, columns, CELL_PX).sum((1, 3))
-    crowded = cv2.dilate((counts >= CELL_STROKES).astype(np.uint8), np.ones((3, 3), np.uint8))
+    crowded = cv2.dilate((counts >= CELL_STROKES).astype(np.uint8), np.ones((5, 5), np.uint8))
     _, _, boxes, _ = cv2.connectedComponentsWithStats(crowded, connectivity=8)
     crops = []
     for left, top, wide, high in (CELL_PX * boxes[1:, :4]).tolist():
@@ -356,11 +363,11 @@ def _kind(words: str, *, score: float, markers: frozenset[str]) -> Literal["text
 
 
 def _distinct(found: list[Found]) -> list[Found]:
-    """Drop what lies for more than half inside a region that comes earlier in the list."""
+    """Drop what lies mostly inside a region that comes earlier in the list."""
     kept: list[Found] = []
     for region, words in found:
         area = (region.x1 - region.x0) * (region.y1 - region.y0)
-        if all(_shared(region, other) <= area / 2 for other, _ in kept):
+        if all(_shared(region, other) <= MOSTLY * area for other, _ in kept):
             kept.append((region, words))
     return kept
 
