@@ -12,7 +12,6 @@ import dataclasses
 import io
 import json
 import os
-import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -27,7 +26,15 @@ from medvl.notice import NOTICE
 from medvl.preprocess.lock import hold
 from medvl.records import Record
 from medvl.splits import SPLITS
-from medvl.store import Store, index_bytes, index_digest, read_payload, write_atomic, write_payloads
+from medvl.store import (
+    Store,
+    index_bytes,
+    index_digest,
+    new_folder,
+    read_payload,
+    write_atomic,
+    write_payloads,
+)
 
 __all__ = ["AppendSummary", "Choice", "SelectSummary", "append", "select"]
 
@@ -131,25 +138,15 @@ def select(
         StoreError: a payload is damaged.
     """
     out = Path(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UsageError("the output folder is not empty.", hint="Choose a new folder.")
-    records = _chosen(store, choice)
-    draft = out.with_name(f".{out.name}.draft")
-    shutil.rmtree(draft, ignore_errors=True)  # of a call that was killed
-    (draft / "shards").mkdir(parents=True)
-    placed: list[Record] = []
-    for number, first in enumerate(range(0, len(records), shard_records)):
-        some = records[first : first + shard_records]
-        samples = ((record, read_payload(store.path / "shards", record)) for record in some)
-        placed += write_payloads(draft / "shards" / f"{number:06d}.tar", samples)
-        if progress is not None:
-            progress(len(placed), len(records), "copying records")
-    index = index_bytes(placed)
-    write_atomic(draft / "index.parquet", index)
-    manifest = _described(store.manifest, placed, index) | {"selected_from": _digest_of(store)}
-    manifest["counts"] |= {"files": len(placed), "failed": 0, "failures": {}, "unpaired": {}}
-    _write_manifest(draft, manifest)
-    draft.rename(out)  # also onto an empty folder
+    with new_folder(out) as draft:
+        records = _chosen(store, choice)
+        (draft / "shards").mkdir()
+        placed = _copy(records, store, draft, first_shard=0, most=shard_records, progress=progress)
+        index = index_bytes(placed)
+        write_atomic(draft / "index.parquet", index)
+        manifest = _described(store.manifest, placed, index) | {"selected_from": _digest_of(store)}
+        manifest["counts"] |= {"files": len(placed), "failed": 0, "failures": {}, "unpaired": {}}
+        _write_manifest(draft, manifest)
     counts = manifest["counts"]
     return SelectSummary(
         store=out,
@@ -159,6 +156,26 @@ def select(
         splits=counts["splits"],
         left_out=len(store) - len(placed),
     )
+
+
+def _copy(
+    records: Sequence[Record],
+    store: Store,
+    path: Path,
+    *,
+    first_shard: int,
+    most: int,
+    progress: Progress | None,
+) -> list[Record]:
+    """Write records of ``store``, as they are given here, into new shards of the store at ``path``."""
+    placed: list[Record] = []
+    for number, first in enumerate(range(0, len(records), most), first_shard):
+        some = records[first : first + most]
+        samples = ((record, read_payload(store.path / "shards", record)) for record in some)
+        placed += write_payloads(path / "shards" / f"{number:06d}.tar", samples)
+        if progress is not None:
+            progress(len(placed), len(records), "copying records")
+    return placed
 
 
 def _chosen(store: Store, choice: Choice) -> list[Record]:
@@ -217,14 +234,8 @@ def append(
         joined = [dataclasses.replace(r, split=split.get(r.patient_id, r.split)) for r in new]
         moved = sum(a.split != b.split for a, b in zip(new, joined, strict=True))
         _join_private(path / "private", more / "private")
-        placed: list[Record] = []
-        first_number = _next_shard(store.records)
-        for number, first in enumerate(range(0, len(joined), shard_records), first_number):
-            some = joined[first : first + shard_records]
-            samples = ((record, read_payload(more / "shards", record)) for record in some)
-            placed += write_payloads(path / "shards" / f"{number:06d}.tar", samples)
-            if progress is not None:
-                progress(len(placed), len(joined), "copying records")
+        first = _next_shard(store.records)
+        placed = _copy(joined, other, path, first_shard=first, most=shard_records, progress=progress)
         everything = [*store.records, *placed]
         splits = _commit(store, other, everything)
     return AppendSummary(

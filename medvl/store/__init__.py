@@ -13,7 +13,7 @@ Layout of a store::
 Nothing outside ``private/`` names a patient or a source file.
 """
 
-from medvl.store.files import file_sha256, write_atomic
+from medvl.store.files import file_sha256, new_folder, write_atomic
 from medvl.store.payload import decode, original_payload, pack, pixel_hash, unpack
 from medvl.store.reading import Store, index_digest
 from medvl.store.schema import FORMAT, INDEX_SCHEMA, index_bytes, record_row, row_record
@@ -27,6 +27,7 @@ __all__ = [
     "file_sha256",
     "index_bytes",
     "index_digest",
+    "new_folder",
     "original_payload",
     "pack",
     "pixel_hash",

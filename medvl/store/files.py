@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["file_sha256", "write_atomic"]
+from medvl.errors import UsageError
+
+__all__ = ["file_sha256", "new_folder", "write_atomic"]
 
 
 def file_sha256(path: Path) -> str:
@@ -35,3 +40,23 @@ def write_atomic(path: Path, data: bytes) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+@contextlib.contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """Yield a draft beside ``out`` that takes its name when the block ends well, and is removed otherwise.
+
+    Raises:
+        UsageError: ``out`` is there already and is not an empty folder.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UsageError("the output folder is not empty.", hint="Choose a new folder.")
+    draft = out.with_name(f".{out.name}.draft")
+    shutil.rmtree(draft, ignore_errors=True)  # of a call that was killed
+    draft.mkdir(parents=True)
+    try:
+        yield draft
+        draft.rename(out)  # also onto an empty folder
+    except Exception:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise
