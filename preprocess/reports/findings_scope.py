@@ -18,7 +18,7 @@ _BOUNDARY = ("comma", "and")
 _JOINTS = ("comma", "and", "or", "slash")
 _VERBS = ("verb", "verbs", "exist")
 _CHOICE = {"or", "comma", "degree", "", "and", "slash"}
-_NEAR = ("absent_near", "prior", "removed")
+_NEAR = ("absent_near", "uncertain_near", "prior", "removed")
 _LASTING = ("fracture",)
 """Findings that a "prior" one still is."""
 
@@ -175,7 +175,7 @@ class _Reading:
         marks, passed, signs, joints = self.marks, False, False, False
         for j in range(i - 1, max(i - _PLACES, -1), -1):
             entry = marks[j].entry
-            if marks[j].clause != marks[i].clause or entry.struct in ("which", "with", "break"):
+            if marks[j].clause != marks[i].clause or entry.struct in ("with", "break"):
                 return None
             joints |= entry.struct in _JOINTS
             if entry.sites:
@@ -317,12 +317,12 @@ class _Reading:
             struct = entry.struct
             if marks[j].clause != marks[i].clause or (struct == "which" and others) or j in self.healthy:
                 break
-            tied |= struct in ("and", "or", "slash")
+            tied |= struct in ("and", "or", "slash", "with")
             plural |= struct == "verbs"
             boundary |= struct in _BOUNDARY
             if self.sides[j] == "pre" and (boundary or (entry.pre != "changed" and self._ahead(j))):
                 break
-            if self.sides[j] == "post":
+            if self.sides[j] == "post" and not (boundary and entry.post == "uncertain_near"):
                 return [(entry.post or "absent", j)] if not others or tied or plural else []
             others += j in self.content
         return []
@@ -335,7 +335,7 @@ class _Reading:
         for kind, mark in after + before:
             if kind == "removed":
                 kind = "absent" if claim.finding in self.devices else "changed"
-            kinds.setdefault("absent" if kind == "absent_near" else kind, mark)
+            kinds.setdefault(kind.removesuffix("_near"), mark)
         last = after[0][0] if after else ""
         if last == "absent" or (last == "removed" and "absent" in kinds):
             self._set(claim, "absent", kinds["absent"])
