@@ -34,4 +34,4 @@ def find_views(listing: Listing) -> tuple[pd.DataFrame, list[Unpaired]]:
 
 def views(images: pd.DataFrame, *, plane: str, direction: str) -> pd.Series:
     """Return the view: AP or PA where the table says so, else frontal or lateral."""
-    return images[direction].where(~images[direction].isin(("", None)), images[plane])
+    return images[direction].where(images[direction] != "", images[plane])

@@ -13,6 +13,7 @@ from medvl.preprocess.sources.layouts._pairs import (
     drop_leaving,
     first_copies,
     join,
+    look_up,
     make_pairing,
     of_files,
     pictures,
@@ -23,7 +24,7 @@ from medvl.preprocess.sources.pairing import Pairing, Unpaired
 
 __all__ = ["has_images", "read_mimic"]
 
-_IMAGE = r"(?:^|/)(?P<patient>p\d+)/(?P<study>s\d+)/(?P<dicom_id>[^/]+)\.(?P<suffix>[a-z]+)$"
+_IMAGE = r"(?:^|/)(?P<patient>p\d+)/(?P<study>s\d+)/(?P<dicom_id>[^/]+)\.[A-Za-z]+$"
 _REPORT = r"(?:^|/)p\d+/(?P<study>s\d+)\.txt$"
 _TABLE = r"mimic-cxr-\d\.\d\.\d-"
 
@@ -56,7 +57,7 @@ def read_mimic(source: Path, *, layout: str, suffixes: Sequence[str], modality: 
     unpaired += more
     images = images.rename(columns={"ViewPosition": "view", "StudyDate": "study_date"})
     if "study_id" in images:
-        stated = "s" + images["study_id"].fillna("")
+        stated = "s" + images["study_id"]
         elsewhere = (images["line"] > 0) & (stated != "s") & (stated != images["study"])
         unpaired += of_files("path_contradicts_table", images[elsewhere])
         images = images[~elsewhere]
@@ -67,7 +68,7 @@ def read_mimic(source: Path, *, layout: str, suffixes: Sequence[str], modality: 
     texts, more = _texts(listing, set(images["study"]))
     if not texts:
         notes.append("no report file is here: unpack mimic-cxr-reports.zip below the source")
-    images = images.assign(labels=labels, report=images["study"].map(texts).fillna(""))
+    images = images.assign(labels=labels, report=look_up(images["study"], texts))
     return make_pairing(
         listing,
         images,
@@ -84,8 +85,8 @@ def _official_split(source: Path, images: pd.DataFrame) -> tuple[pd.DataFrame, l
     if table is None:
         return images, ["the table of the official split is not here: splits are drawn by the given shares"]
     rows = read_columns(table, need=("dicom_id", "split")).drop_duplicates("dicom_id")
-    told = splits(rows.set_index("dicom_id")["split"])
-    return images.assign(split=images["dicom_id"].map(told).fillna("")), []
+    told = dict(zip(rows["dicom_id"], splits(rows["split"]), strict=True))
+    return images.assign(split=look_up(images["dicom_id"], told)), []
 
 
 def _labels(source: Path, studies: pd.Series) -> tuple[list[object], list[str]]:

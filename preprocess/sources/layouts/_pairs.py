@@ -15,6 +15,7 @@ __all__ = [
     "drop_leaving",
     "first_copies",
     "join",
+    "look_up",
     "make_pairing",
     "of_files",
     "of_rows",
@@ -41,7 +42,12 @@ def splits(words: pd.Series) -> pd.Series:
         >>> splits(pd.Series(["validate", "train", "", "extra"])).tolist()
         ['val', 'train', '', '']
     """
-    return words.str.lower().map(_SPLITS).fillna("").astype(object)
+    return look_up(words.str.lower(), _SPLITS)
+
+
+def look_up(keys: pd.Series, table: Mapping[Any, str]) -> pd.Series:
+    """Return what a table says of each key, "" where it says nothing."""
+    return pd.Series([table.get(key, "") for key in keys], index=keys.index, dtype=object)
 
 
 def sections_text(row: Mapping[str, Any], headings: Mapping[str, str]) -> str:
@@ -102,8 +108,8 @@ def join(
 ) -> tuple[pd.DataFrame, list[Unpaired]]:
     """Give each image the row with its key; its number stands in ``line``, 0 without one.
 
-    Rows that no image has, and rows of one key whose reports differ, are returned with their reasons; the
-    images of the latter are left out. Of rows that agree, the first counts.
+    An image without a row has "" for what rows say. Rows that no image has are returned with their reasons,
+    and so are images whose rows hold different reports; these are left out. Of equal rows the first counts.
 
     Args:
         images: one image a row, with the column ``on``.
@@ -126,6 +132,9 @@ def join(
     rows = rows.drop_duplicates(on)
     joined = images.merge(rows, on=on, how="left", validate="many_to_one", suffixes=("", "_row"))
     joined["line"] = joined["line"].fillna(0).astype(int)
+    for column in rows.columns.difference(["line", on]):
+        cells = joined[column].astype(object)
+        joined[column] = cells.where(cells.notna(), "")
     return joined, unpaired
 
 
@@ -223,7 +232,6 @@ def _official(patients: pd.Series, told: pd.Series | None) -> tuple[list[str], l
     """Give each image of a patient the split that the release gives any of them."""
     if told is None:
         return [""] * len(patients), []
-    told = told.fillna("")
     known = pd.DataFrame({"patient": patients, "split": told})[told != ""].drop_duplicates()
     torn = int((known["patient"].value_counts() > 1).sum())
     if torn:
@@ -231,7 +239,7 @@ def _official(patients: pd.Series, told: pd.Series | None) -> tuple[list[str], l
             f"the official split puts {torn} patients into more than one split.",
             hint="The table is not the published one; download it again.",
         )
-    mine = patients.map(known.set_index("patient")["split"]).fillna("")
+    mine = look_up(patients, dict(zip(known["patient"], known["split"], strict=True)))
     unknown = patients[mine == ""].nunique()
     notes = (
         [f"{unknown} patients are in no official split: theirs is drawn by the given shares"]

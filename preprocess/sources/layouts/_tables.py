@@ -10,7 +10,7 @@ import re
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -41,7 +41,7 @@ class _Inflated(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
-        data = self._file.read(len(buffer))
+        data = self._file.read1(len(buffer))
         self._left -= len(data)
         if self._left < 0:
             raise DecompressionLimit(
@@ -56,7 +56,7 @@ class _Inflated(io.RawIOBase):
         super().close()
 
 
-def _open(path: Path) -> IO[bytes]:
+def _open(path: Path) -> io.BufferedReader:
     if path.suffix.lower() == ".gz":
         return io.BufferedReader(_Inflated(path), 1 << 20)
     return path.open("rb")
@@ -66,10 +66,10 @@ _DAMAGED = (OSError, EOFError, zlib.error)
 
 
 def header(path: Path) -> list[str]:
-    """Return the column names of a CSV file, from its first 64 KiB; none when it cannot be read."""
+    """Return the column names of a CSV file, from its first line; none when it cannot be read."""
     try:
         with _open(path) as file:
-            text = file.read(1 << 16).decode("utf-8-sig", "replace")
+            text = file.readline(1 << 16).decode("utf-8-sig", "replace")
         return [name.strip() for name in next(csv.reader(io.StringIO(text, newline="")), [])]
     except (*_DAMAGED, csv.Error, DecompressionLimit):
         return []
@@ -134,7 +134,7 @@ def _read(path: Path, names: list[str], wanted: list[str], encoding: str) -> pya
         if "UTF8" in str(error):
             raise UnicodeDecodeError(encoding, b"", 0, 1, "not UTF-8") from error
         row = re.search(r"Row #(\d+): (Expected \d+ columns, got \d+)", str(error))
-        where = f"record {int(row[1]) + 1}: {row[2].lower()}" if row else "it cannot be cut into rows"
+        where = f"record {row[1]}: {row[2].lower()}" if row else "it cannot be cut into rows"
         raise BadTable(
             f"the table {file_token(path)} is damaged: {where}.", hint="Download it again."
         ) from error

@@ -66,8 +66,7 @@ def read(source: Path) -> Pairing:
     unpaired += more
     images, more = join(images, rows, on="key", report="report")
     images["view"] = views(images, plane="frontal_lateral", direction="ap_pa")
-    known = ~images["deid_patient_id"].isin(("", None)) & images["deid_patient_id"].notna()
-    images["patient"] = images["deid_patient_id"].where(known, images["patient"])
+    images["patient"] = images["deid_patient_id"].where(images["deid_patient_id"] != "", images["patient"])
     labels, notes = _labels(listing)
     images["labels"] = [labels.get(key) for key in images["key"]]
     return make_pairing(

@@ -9,7 +9,14 @@ import pandas as pd
 
 from medvl.errors import BadTable
 from medvl.preprocess.sources.layouts._files import Listing, find_table
-from medvl.preprocess.sources.layouts._pairs import join, make_pairing, of_files, pictures, sections_text
+from medvl.preprocess.sources.layouts._pairs import (
+    join,
+    look_up,
+    make_pairing,
+    of_files,
+    pictures,
+    sections_text,
+)
 from medvl.preprocess.sources.layouts._tables import header, label_states, read_columns
 from medvl.preprocess.sources.pairing import Pairing
 
@@ -59,9 +66,9 @@ def read(source: Path) -> Pairing:
     unpaired += of_files("not_a_chest", images[elsewhere])
     rows = rows.loc[~rows["key"].isin(images["key"][elsewhere]), ["key", "report"]]
     images, more = join(images[~elsewhere], rows, on="key", report="report")
-    of_scan = images[images["report"].fillna("") != ""].drop_duplicates("study").set_index("study")["report"]
-    said = images["report"].fillna("")
-    images["report"] = said.where(said != "", images["study"].map(of_scan)).fillna("")
+    said = images[images["report"] != ""].drop_duplicates("study")
+    of_scan = look_up(images["study"], dict(zip(said["study"], said["report"], strict=True)))
+    images["report"] = images["report"].where(images["report"] != "", of_scan)
     labels, notes = _labels(source)
     if raw := int((~images["fixed"]).sum()):
         notes.append(

@@ -12,6 +12,7 @@ from medvl.preprocess.sources.layouts._pairs import (
     drop_leaving,
     first_copies,
     join,
+    look_up,
     make_pairing,
     of_files,
     pictures,
@@ -80,7 +81,7 @@ def _one_row_each(rows: pd.DataFrame) -> pd.DataFrame:
     lines = rows[several & (rows["caption"] != "")].drop_duplicates(["key", "caption"])
     joined = lines.groupby("key", sort=False)["caption"].agg("\n".join)
     first = rows[~rows["key"].duplicated()]
-    return first.assign(caption=first["key"].map(joined).fillna(first["caption"]))
+    return first.assign(caption=look_up(first["key"], joined.to_dict()).where(several, first["caption"]))
 
 
 def _group(names: pd.Series) -> pd.Series:

@@ -1,0 +1,518 @@
+"""Each public layout, read from a miniature tree: every item, and every file and row that is none."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import layouttrees
+import pytest
+
+from medvl.preprocess.sources.layouts import pair_layout
+from medvl.preprocess.sources.pairing import Item, Pairing
+
+
+@pytest.fixture
+def read(tmp_path):
+    """Write a tree and read it; return its folder and the pairing."""
+
+    def write_and_read(tree: str) -> tuple[Path, Pairing]:
+        name, write = layouttrees.TREES[tree]
+        root = write(tmp_path / "source")
+        return root, pair_layout(root, name)
+
+    return write_and_read
+
+
+def reasons(pairing: Pairing) -> dict[str, int]:
+    return dict(Counter(entry.reason for entry in pairing.unpaired))
+
+
+def absent(*names: str) -> dict[str, str]:
+    return dict.fromkeys(names, "absent")
+
+
+NORMAL = {"no_finding": "present"} | absent(
+    "atelectasis",
+    "cardiomegaly",
+    "consolidation",
+    "edema",
+    "fracture",
+    "pleural_effusion",
+    "pneumonia",
+    "pneumothorax",
+)
+"""What "normal" says where findings are listed: the eight that the list shares with CheXpert are absent."""
+
+
+# --- chest radiographs --------------------------------------------------------------------------------------
+
+
+def test_iu_xray(read):
+    root, pairing = read("iu_xray")
+    first = (
+        "INDICATION: Positive TB test\nCOMPARISON: None.\nFINDINGS: Lungs are clear & expanded.\n"
+        "IMPRESSION: Normal chest x-XXXX."
+    )
+    images = root / "NLMCXR_png"
+    one = {"patient": "CXR1", "study": "CXR1", "report": first, "method": "layout", "labels": NORMAL}
+    assert pairing.items == (
+        Item(path=images / "CXR1_1_IM-0001-3001.png", **one),
+        Item(path=images / "CXR1_1_IM-0001-4001.png", **one),
+        Item(
+            path=images / "CXR2_IM-0652-1001.png",
+            patient="CXR2",
+            study="CXR2",
+            report="IMPRESSION: No acute findings.",
+            method="layout",
+            # "Cardiomegaly/borderline" is uncertain; "Pulmonary Artery/enlarged" is no finding of CheXpert.
+            labels={"cardiomegaly": "uncertain", "pleural_effusion": "present"},
+        ),
+        Item(path=images / "CXR3_IM-1384-1001.png", patient="CXR3", study="CXR3", method="layout"),
+    )
+    assert reasons(pairing) == {
+        "named_image_missing": 1,
+        "report_without_image": 1,
+        "unreadable_report": 1,  # it declares entities
+        "image_without_report": 1,
+    }
+    assert pairing.columns["text"] == "indication + comparison + findings + impression"
+
+
+def test_iu_xray_as_tables(read):
+    root, pairing = read("iu_kaggle")
+    images = root / "images" / "images_normalized"
+    one = {
+        "patient": "CXR1",
+        "study": "CXR1",
+        "report": "INDICATION: TB test\nCOMPARISON: None.\nFINDINGS: Lungs are clear.\nIMPRESSION: Normal.",
+        "method": "layout",
+        "labels": NORMAL,
+    }
+    assert pairing.items == (
+        Item(path=images / "1_IM-0001-3001.dcm.png", view="Lateral", **one),
+        Item(path=images / "1_IM-0001-4001.dcm.png", view="Frontal", **one),
+        Item(
+            path=images / "2_IM-0652-1001.dcm.png",
+            patient="CXR2",
+            study="CXR2",
+            report="IMPRESSION: Edema, 4.2 cm heart.",
+            method="layout",
+            view="Frontal",
+            labels={"edema": "present", "pneumonia": "uncertain"},
+        ),
+    )
+    assert [(entry.reason, entry.line) for entry in pairing.unpaired] == [
+        ("path_outside_source", 6),
+        ("report_without_image", 4),
+        ("row_without_image", 5),
+    ]
+
+
+def mimic_text(study: str) -> str:
+    return f"FINAL REPORT\n FINDINGS: No effusion in study {study[-2:]}.\n\n IMPRESSION: Stable."
+
+
+def mimic_item(root: Path, image: tuple[str, str, str], suffix: str, **fields) -> Item:
+    patient, study, name = image
+    reported = patient != "11000183"
+    return Item(
+        path=root / "files" / f"p{patient[:2]}" / f"p{patient}" / f"s{study}" / f"{name}.{suffix}",
+        patient=f"p{patient}",
+        study=f"s{study}",
+        report=mimic_text(study) if reported else "",
+        method="layout" if reported else "none",
+        **fields,
+    )
+
+
+def test_mimic_cxr(read):
+    root, pairing = read("mimic_cxr")
+    assert pairing.items == tuple(mimic_item(root, image, "dcm") for image in layouttrees.MIMIC_IMAGES)
+    assert [(entry.reason, entry.line) for entry in pairing.unpaired] == [
+        ("path_outside_source", 8),
+        ("row_without_image", 7),
+        ("report_without_image", 0),
+        ("image_without_report", 0),
+    ]
+    assert pairing.notes == (
+        "the table of the official split is not here: splits are drawn by the given shares",
+        "no label table is here",
+    )
+
+
+def mimic_details() -> list[dict[str, object]]:
+    """View, split and labels of the five images; the last patient is in no official split."""
+    normal = {"no_finding": "present"}
+    edema = {"edema": "uncertain", "pneumothorax": "absent", "pleural_effusion": "present"}
+    return [
+        {"view": "PA", "split": "val", "labels": normal},
+        {"view": "LATERAL", "split": "val", "labels": normal},
+        {"view": "AP", "split": "val", "labels": edema},
+        {"view": None, "split": "test"},
+        {"view": "LL"},
+    ]
+
+
+@pytest.mark.parametrize(("tree", "suffix"), [("mimic_cxr_jpg", "jpg"), ("mimic_cxr", "dcm")])
+def test_mimic_cxr_jpg_and_its_tables_beside_the_dicom_files(tmp_path, tree, suffix):
+    name, write = layouttrees.TREES[tree]
+    root = write(tmp_path / "source")
+    layouttrees.mimic_tables(root)
+    pairing = pair_layout(root, name)
+    assert pairing.items == tuple(
+        mimic_item(root, image, suffix, **details)
+        for image, details in zip(layouttrees.MIMIC_IMAGES, mimic_details(), strict=True)
+    )
+    assert [(entry.reason, entry.line) for entry in pairing.unpaired] == [
+        ("row_without_image", 7),
+        ("report_without_image", 0),
+        ("image_without_report", 0),
+    ]
+    assert pairing.notes == (
+        "labels are those of the chexpert labeller",
+        "1 patients are in no official split: theirs is drawn by the given shares",
+    )
+
+
+def test_mimic_without_any_table_or_report_still_gives_patients_and_studies(tmp_path):
+    root = tmp_path / "source"
+    patient, study, name = layouttrees.MIMIC_IMAGES[0]
+    layouttrees.empty(root / f"files/p10/p{patient}/s{study}/{name}.jpg")
+    pairing = pair_layout(root, "auto")
+    assert [(item.patient, item.study, item.report) for item in pairing.items] == [
+        (f"p{patient}", f"s{study}", "")
+    ]
+    assert pairing.notes == (
+        "no metadata table is here: what was expected and is missing cannot be told",
+        "no report file is here: unpack mimic-cxr-reports.zip below the source",
+        "the table of the official split is not here: splits are drawn by the given shares",
+        "no label table is here",
+    )
+
+
+def test_mimic_leaves_out_an_image_in_the_folder_of_another_study(tmp_path):
+    root = layouttrees.mimic_cxr_jpg(tmp_path / "source")
+    patient, study, name = layouttrees.MIMIC_IMAGES[0]
+    folder = root / "files" / "p10" / f"p{patient}"
+    (folder / f"s{study}" / f"{name}.jpg").rename(folder / "s53189527" / f"{name}.jpg")
+    layouttrees.grey(folder / "s53189527" / "stranger.jpg")
+    pairing = pair_layout(root, "auto")
+    found = {(entry.reason, entry.line) for entry in pairing.unpaired if "table" in entry.reason}
+    assert found == {("path_contradicts_table", 2)}
+    assert reasons(pairing)["image_without_row"] == 1
+    # The stranger stays: its path tells the patient, who is in the official validation set.
+    assert [item.split for item in pairing.items if item.path.name == "stranger.jpg"] == ["val"]
+    assert len(pairing.items) == 5
+
+
+def test_chexpert(read):
+    root, pairing = read("chexpert")
+    edema = {"edema": "uncertain", "fracture": "absent"}
+    everything = absent(*(name.lower().replace(" ", "_") for name in layouttrees.FINDINGS))
+
+    def item(key: str, split: str, view: str | None, labels: dict[str, str]) -> Item:
+        _, patient, study, _ = key.split("/")
+        return Item(
+            path=root / f"{key}.jpg",
+            patient=patient,
+            study=f"{patient}/{study}",
+            method="layout",
+            view=view,
+            split=split,
+            labels=labels,
+        )
+
+    assert pairing.items == (
+        item("test/patient64741/study1/view1_frontal", "test", None, {"edema": "present"}),
+        item(
+            "train/patient00001/study1/view1_frontal",
+            "train",
+            "AP",
+            {"no_finding": "present", "support_devices": "present"},
+        ),
+        item("train/patient00002/study1/view1_frontal", "train", "PA", edema),
+        item("train/patient00002/study1/view2_lateral", "train", "Lateral", edema),
+        item("valid/patient64541/study1/view1_frontal", "val", "PA", everything),
+    )
+    assert reasons(pairing) == {"row_without_image": 1}
+    assert pairing.notes == ("this data set has no reports: its images serve evaluation by labels",)
+
+
+def test_chexpert_plus(read):
+    root, pairing = read("chexpert_plus")
+    images = root / "PNG" / "PNG"
+    report = "NARRATIVE:\nCHEST 1 VIEW\n\nFINDINGS:\nHeart is 4.2 cm.\n\nIMPRESSION:\n1. Edema."
+    second = {
+        "patient": "patient00002",
+        "study": "patient00002/study1",
+        "report": "FINDINGS: No effusion.\nIMPRESSION: 1. Clear.",  # assembled: the column "report" is blank
+        "method": "layout",
+        "split": "train",
+        "labels": {"pneumonia": "uncertain"},
+    }
+    assert pairing.items == (
+        Item(
+            path=images / "train/patient00001/study1/view1_frontal.png",  # its JPEG is the second copy
+            patient="patient00001",
+            study="patient00001/study1",
+            report=report,
+            method="layout",
+            view="AP",
+            split="train",
+            labels={"edema": "present"},
+        ),
+        Item(path=images / "train/patient00002/study1/view1_frontal.png", view="PA", **second),
+        Item(path=images / "train/patient00002/study1/view2_lateral.png", view="Lateral", **second),
+        Item(
+            path=images / "valid/patient64541/study1/view1_frontal.png",
+            patient="patient64541",
+            study="patient64541/study1",
+            view="PA",
+            split="val",
+        ),
+    )
+    assert reasons(pairing) == {
+        "second_copy_of_image": 1,
+        "report_without_image": 1,
+        "image_without_report": 1,
+    }
+    assert pairing.notes == ("labels are those that CheXbert gave the text of the impression",)
+
+
+def test_chexpert_plus_takes_the_labels_of_the_reports_if_those_of_the_impressions_are_not_there(tmp_path):
+    root = layouttrees.chexpert_plus(tmp_path / "source")
+    (root / "chexbert_labels" / "impression_fixed.json").unlink()
+    pairing = pair_layout(root, "auto")
+    assert pairing.notes == ("labels are those that CheXbert gave the text of the report",)
+    (root / "chexbert_labels" / "report_fixed.json").unlink()
+    pairing = pair_layout(root, "auto")
+    assert pairing.notes == ("no label file is here: unpack chexbert_labels.zip below the source",)
+    assert not any(item.labels for item in pairing.items)
+
+
+def test_padchest(read):
+    root, pairing = read("padchest")
+    normal = {
+        "patient": "p1",
+        "study": "s1",
+        "report": "sin hallazgos .",
+        "method": "layout",
+        "labels": NORMAL,
+    }
+    assert pairing.items == (
+        Item(path=root / "0/a1.png", view="PA", **normal),
+        Item(path=root / "0/a2.png", view="L", **normal),
+        # Without a patient the study stands for one.
+        Item(path=root / "1/c2.png", patient="s5", study="s5", method="layout", view="PA"),
+        Item(
+            path=root / "54/b1.png",
+            patient="p2",
+            study="s2",
+            report="edema de pulmon , fractura costal .",
+            method="layout",
+            view="AP_horizontal",
+            # "pulmonary edema" is CheXpert's edema; a rib fracture is a fracture; "unchanged" is no finding.
+            labels={
+                "edema": "present",
+                "rib_fracture": "present",
+                "fracture": "present",
+                "nsg_tube": "present",
+            },
+        ),
+        Item(
+            path=root / "54/b2.png",
+            patient="p2",
+            study="s3",
+            report="no valorable .",
+            method="layout",
+            view="PA",
+        ),
+    )
+    assert reasons(pairing) == {
+        "path_outside_source": 1,
+        "second_copy_of_image": 1,
+        "report_without_image": 1,
+        "image_without_row": 1,
+        "excluded_by_the_data_set": 1,
+        "image_without_report": 1,
+    }
+    assert pairing.notes == (
+        "the reports are in Spanish: sections and sentences need rules in that language",
+        "1 images are marked exclude and have no labels",
+        "1 images are said to be unchanged, which is no finding",
+        "1 images were MONOCHROME1 before they became PNG, which states no polarity: "
+        "look at them on the quality page",
+    )
+
+
+# --- CT -----------------------------------------------------------------------------------------------------
+
+
+def test_ct_rate(read):
+    root, pairing = read("ct_rate")
+    data = root / "dataset"
+    states = dict.fromkeys((name.lower().replace(" ", "_") for name in layouttrees.CT_FINDINGS), "absent")
+    scan = {
+        "patient": "train_1",
+        "study": "train_1_a",
+        "report": "CLINICAL INFORMATION: Cough.\nTECHNIQUE: 1.5 mm slices.\n"
+        "FINDINGS: Trachea open.\nNodule of 4.2 mm.\nIMPRESSION: Nodule.",
+        "method": "layout",
+        "split": "train",
+        "labels": states | {"lung_nodule": "present"},
+        "modality": "CT",
+    }
+    folder = data / "train_fixed" / "train_1" / "train_1_a"
+    assert pairing.items == (
+        Item(path=folder / "train_1_a_1.nii.gz", **scan),
+        Item(path=folder / "train_1_a_2.nii.gz", **scan),  # its own row is missing: the scan's report counts
+        Item(
+            path=data / "valid" / "valid_1" / "valid_1_a" / "valid_1_a_1.nii.gz",
+            patient="valid_1",
+            study="valid_1_a",
+            report="FINDINGS: No effusion.\nIMPRESSION: Normal.",
+            method="layout",
+            split="val",
+            labels=states,
+            modality="CT",
+        ),
+    )
+    assert reasons(pairing) == {"second_copy_of_image": 1, "not_a_chest": 1, "report_without_image": 1}
+    assert pairing.notes[1].startswith("1 volumes do not lie in train_fixed or valid_fixed")
+
+
+# --- pathology and figures ----------------------------------------------------------------------------------
+
+
+def test_quilt_1m(read):
+    root, pairing = read("quilt_1m")
+    images = root / "images" / "quilt_1m"
+    frames = {"patient": "-0ZKVTI86Cs", "method": "layout"}  # on both sides: the video loses its split
+    assert pairing.items == (
+        Item(
+            path=images / "-0ZKVTI86Cs_image_01.jpg",
+            study="-0ZKVTI86Cs_image_01.jpg",
+            report="Glands.",
+            **frames,
+        ),
+        Item(
+            path=images / "-0ZKVTI86Cs_image_02.jpg",
+            study="-0ZKVTI86Cs_image_02.jpg",
+            report="Stroma.",
+            **frames,
+        ),
+        Item(
+            path=images / "tweet7.jpg",
+            patient="tweet7.jpg",
+            study="tweet7.jpg",
+            report="Mitoses, 3 per field.\nAtypia.",
+            method="layout",
+            split="val",
+        ),
+    )
+    assert reasons(pairing) == {"path_outside_source": 1, "row_without_image": 1, "not_histology": 1}
+    assert (
+        "the official split tears 1 videos or articles apart: theirs is drawn by the shares" in pairing.notes
+    )
+
+
+def test_pmc_oa(read):
+    root, pairing = read("pmc_oa")
+    images = root / "caption_T060_filtered_top4_sep_v0_subfigures"
+    first = {
+        "patient": "PMC212319",
+        "study": "PMC212319_Fig3_0.jpg",  # two parts of one figure, one caption
+        "report": "Frontal film.",
+        "method": "layout",
+    }
+    assert pairing.items == (
+        Item(path=images / "PMC212319_Fig3_0.jpg", **first),
+        Item(path=images / "PMC212319_Fig3_1.jpg", **first),
+        Item(
+            path=images / "PMC212319_Fig4_0.jpg",
+            patient="PMC212319",
+            study="PMC212319_Fig4_0.jpg",
+            report="CT.",
+            method="layout",
+        ),
+        Item(
+            path=images / "PMC3_Fig1_0.jpg",
+            patient="PMC3",
+            study="PMC3_Fig1_0.jpg",
+            report="MRI.",
+            method="layout",
+        ),
+        Item(
+            path=images / "own.jpg", patient="own.jpg", study="own.jpg", report="No article.", method="layout"
+        ),
+    )
+    assert reasons(pairing) == {"path_outside_source": 1, "report_without_image": 1}
+    assert pairing.notes == (
+        "the article stands for the patient",
+        "no article is known for 1 figures: each counts as one of its own",
+    )
+
+
+def test_lists_of_figures_are_found_by_folder_and_name(read):
+    root, pairing = read("biomedclip")
+    folder = root / "pubmed_open_access_files"
+    assert pairing.items == tuple(
+        Item(
+            path=folder / article / f"{name}.jpg",
+            patient=article,
+            study=f"{article}/{name}.jpg",
+            report=f"{article} {name}.",
+            method="layout",
+        )
+        for article, name in (("PMC1", "gr1"), ("PMC1", "gr2"), ("PMC2", "gr1"))
+    )
+    assert pairing.unpaired == ()
+
+
+def test_a_table_of_figures_and_captions(tmp_path):
+    layouttrees.table(
+        tmp_path / "pmc_fig.csv",
+        ("image", "caption", "pmcid", "split"),
+        [("a.png", "Film.", "77", "train"), ("b.png", "Film.", "PMC77", ""), ("c.png", "Other.", "", "test")],
+    )
+    for name in "abc":
+        layouttrees.grey(tmp_path / "figures" / f"{name}.png")
+    pairing = pair_layout(tmp_path, "auto")
+    assert [(item.path.name, item.patient, item.study, item.split) for item in pairing.items] == [
+        ("a.png", "PMC77", "a.png", "train"),
+        ("b.png", "PMC77", "a.png", "train"),  # the article is in one split
+        ("c.png", "c.png", "c.png", "test"),
+    ]
+
+
+def test_tcga_reports(read):
+    root, pairing = read("tcga_reports")
+    uuid = "25c0b433-5557-4165-922e-2c1eac9c26f0"
+    tumour = {
+        "patient": "TCGA-BP-5195",
+        "study": "TCGA-BP-5195",
+        "report": "Date of Receipt: Clear cell carcinoma, 4.2 cm.",
+        "method": "layout",
+    }
+    normal = f"TCGA-BP-5195-11A-01-TS1.{uuid}.svs"
+    assert pairing.items == (
+        Item(path=root / "11aa" / f"TCGA-BP-5195-01Z-00-DX1.{uuid}.svs", **tumour),
+        Item(path=root / "22bb" / f"TCGA-BP-5195-01A-01-TS1.{uuid}.svs", **tumour),
+        Item(path=root / "33cc" / normal, patient="TCGA-BP-5195", study=normal),
+        Item(
+            path=root / "55ee" / f"TCGA-ZZ-0000-01Z-00-DX1.{uuid}.svs",
+            patient="TCGA-ZZ-0000",
+            study="TCGA-ZZ-0000",
+        ),
+    )
+    assert [(entry.reason, entry.line) for entry in pairing.unpaired] == [
+        ("row_without_barcode", 6),
+        ("report_without_image", 5),
+        ("conflicting_reports", 3),
+        ("image_without_report", 0),
+        ("image_without_report", 0),
+    ]
+    assert (
+        pairing.notes[1] == "1 slides are of normal tissue: the report, of the tumour, is not given to them"
+    )
