@@ -24,16 +24,17 @@ _PRINTABLE = re.compile(rb"[\x20-\x7e]{8,}")
 _DATE = re.compile(r"(?<!\d)(?:((?:19|20)\d\d)([-/.]?)(\d\d)\2(\d\d)|(\d\d?)([/.-])(\d\d?)\6((?:19|20)\d\d))")
 _ORDINARY = COMMON | frozenset(
     """
-    abdomen adult and angio angiography anonymous anonymized ap axial body bone brain breast cardiac cervical chest
-    child clinic comparison contrast cor coronal cr ct cta cxr default department dept dicom digital dr dx ecg exam
-    examination female film findings for frontal general head history hospital image images imaging impression
-    indication iv knee lateral lumbar lung lungs male mammography medical modality mr mri ms neck new no none normal
-    not of oblique on orthanc other outpatient pa patient pelvis pet phantom portable post pre procedure protocol
-    radiograph radiography radiology ray record removed report reports routine sag sagittal scan screening section
-    series shoulder siemens spine standard studies study supine system systems table tables test text the thorax
-    to toshiba trauma ultrasound unknown unspecified upright us use view views w with without wo x xr xray yes
-    data dataset main normal private public sample samples source train val valid validate validation testing
-    nan null true false person
+    abdomen adult and angio angiography anonymized anonymous ap axial body bone brain breast cardiac
+    cervical chest child clinic comparison contrast cor coronal cr ct cta cxr data dataset default
+    department dept dicom digital dr dx ecg exam examination false female film findings for frontal
+    general head history hospital image images imaging impression indication iv knee lateral lumbar lung
+    lungs main male mammography medical modality mr mri ms nan neck new no none normal not null oblique of
+    on orthanc other outpatient pa patient pelvis person pet phantom portable post pre private procedure
+    protocol public radiograph radiography radiology ray record removed report reports routine sag
+    sagittal sample samples scan screening section series shoulder siemens source spine standard studies
+    study supine system systems table tables test testing text the thorax to toshiba train trauma true
+    ultrasound unknown unspecified upright us use val valid validate validation view views w with without
+    wo x xr xray yes
     """.split()
 )
 """Words that name no one: a value made of nothing else is not looked for."""

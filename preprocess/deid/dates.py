@@ -46,6 +46,7 @@ _NUMERIC = re.compile(
     r"\d{1,4}([./-])\d{1,2}\1\d{2,4}|(?:19|20)\d{6}(?:\d{4}(?:\d\d)?)?|\d{1,2}/(?:19|20)\d\d|(?:19|20)\d\d-\d\d"
     r"|\d{1,2}/\d{1,2}"
 )
+_RUN = re.compile(r"\d[\d./-]{3,}")
 _MONTH = re.compile(
     r"[JFMASONDjfmasond](?:[Aa][Nn]|[Ee][Bb]|[Aa][Rr]|[Pp][Rr]|[Aa][Yy]|[Uu][NnLlGg]|[Ee][Pp]|[Cc][Tt]|[Oo][Vv]|[Ee][Cc])"
     r"[A-Za-z]{0,6}"
@@ -86,7 +87,13 @@ def find_dates(text: str, *, shift_days: int) -> Iterator[Span]:
 
 
 def _numeric(text: str, days: int) -> Iterator[Span]:
-    found = [match for match in _NUMERIC.finditer(text) if _stands_alone(text, match.start(), match.end())]
+    found = [
+        match
+        for run in _RUN.finditer(text)
+        if _could_be_date(run[0])
+        for match in _NUMERIC.finditer(text, run.start(), run.end())
+        if _stands_alone(text, match.start(), match.end())
+    ]
     day_first = _day_first(found)
     for match in found:
         if match[1]:
@@ -97,6 +104,11 @@ def _numeric(text: str, days: int) -> Iterator[Span]:
             shown = _compact(match[0], days)
         if shown is not None:
             yield from _with_weekday(text, match.start(), match.end(), shown)
+
+
+def _could_be_date(run: str) -> bool:
+    """Sort out plain numbers and decimals before the pattern of dates is tried."""
+    return "/" in run or "-" in run or run.count(".") > 1 or len(run) in (8, 9, 12, 14)
 
 
 def _stands_alone(text: str, start: int, end: int) -> bool:

@@ -96,9 +96,10 @@ def clean_dataset(
     Args:
         dataset: without file meta information.
         ids: keyed pseudonyms; one key joins all files of a patient.
-        patient: the identifier whose pseudonym becomes PatientID and PatientName, and whose days the dates move.
+        patient: the identifier whose pseudonym becomes PatientID and PatientName; its days move the dates.
         profile: the table with the options that are on.
-        names, numbers: that other files of the patient state, to be looked for in this one's texts.
+        names: of people that other files of the patient state, to be looked for in this one's texts.
+        numbers: the same of identifiers.
 
     Returns:
         What was done.

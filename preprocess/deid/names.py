@@ -12,32 +12,36 @@ __all__ = ["find_names", "name_parts"]
 
 COMMON = frozenset(
     """
-    able alma amber ample angel anterior apex april arch arm art artery august aurora autumn back bad ball banks base
-    bass bay bean bear bell best bill bird bishop black blade blood bloom blue body bond bone bones book border bowel
-    bowl bowman branch bright brook brown buck bush calm camp cane cap card carol case cash catch chance chase cherry
-    chest christian church clay clear close coil cold cone cook coral cord cough count court crane cross crow crystal
-    cut daisy dark dawn day days deal dean dear deep dense derby diamond dim dose drake draw drew drive dry duct dull
-    early east easy edge ember english eve even ever fair faith fall far farmer fast fat fern field fields fine finger
-    fish fisher fistula flat fleet florence flow focal foot ford forest foster fountain fox frank free french frost full gale
-    gall gap garden gates gay gene gentle german glass gold good grace grand grant grave gray green grey gross ground grow
-    grove gun guy hail hale hall hand hard hardy harm hart haven hay hazel head heal heard heart heath heel held high hill
-    hills hip hold holder holly holmes home hood hook hope horn house humble hunter in iris ivory ivy jack jade jay jean
-    joint jolly joy judge july june just keen key kidney king knee knight lake lamb land lane large lasting last late laurel
-    law lead leaf lean leap left leg lens lesion light lily limb line link lion little liver lobe lock long loop lord love
-    low lowe luck lump lung mace major male malone man march margin mark marker marks marsh mask mass master max may meadow
-    mean melody mercy merry middle mild miles mill mills min mind miner minor mist moderate moles monk moon moor more
-    morning moss mound mount mouth nail neck new newly nice night noble node north nose notable oak old olive open opal or
-    orange page pain pale palm paris park part parts patch patient pearl penny pepper piece pine pink plain plate pleasant
-    point pole pond pool poor pope porter post potter pound power precious present price pride prince prior process proud
-    queen quick quiet rain range rash ray read real red reed rest rib rice rich right ring ripley rise river rivers road
-    rob robin rock rod root rose rough round royal ruby rush rust sage salt sand savage say scale scar sea self senior
-    severe shade shadow shaft sharp shaw shell shepherd short side silver simple single sky slight sloan slow small smart
-    smooth snow soft son south spear speed spence spine spring stable standing star steady steel stem stent sterling stern
-    still stone storm story straight strange stream street strong suggest summer sue sun sutton sweet swift tall tear
-    temple tender tent thick thin thorn thumb tip tissue tongue tooth torso tower town trace tract treat tree trial true
-    tube tumor turner twin upper valentine van vein victor view vine viola violet virgin vocal wade wait walk walker wall
-    walls ward warm wash waste water waters way weak wear weaver web week well wells west wheeler white wide wild will wing
-    winter wise wolf wood woods word work worth wound wrist yard year years young zone
+    able alma amber ample angel anterior apex april arch arm art artery august aurora autumn back bad ball
+    banks base bass bay bean bear bell best bill bird bishop black blade blood bloom blue body bond bone
+    bones book border bowel bowl bowman branch bright brook brown buck bush calm camp cane cap card carol
+    case cash catch chance chase cherry chest christian church clay clear close coil cold cone cook coral
+    cord cough count court crane cross crow crystal cut daisy dark dawn day days deal dean dear deep dense
+    derby diamond dim dose drake draw drew drive dry duct dull early east easy edge ember english eve even
+    ever fair faith fall far farmer fast fat fern field fields fine finger fish fisher fistula flat fleet
+    florence flow focal foot ford forest foster fountain fox frank free french frost full gale gall gap
+    garden gates gay gene gentle german glass gold good grace grand grant grave gray green grey gross
+    ground grove grow gun guy hail hale hall hand hard hardy harm hart haven hay hazel head heal heard
+    heart heath heel held high hill hills hip hold holder holly holmes home hood hook hope horn house
+    humble hunter in iris ivory ivy jack jade jay jean joint jolly joy judge july june just keen key
+    kidney king knee knight lake lamb land lane large last lasting late laurel law lead leaf lean leap
+    left leg lens lesion light lily limb line link lion little liver lobe lock long loop lord love low
+    lowe luck lump lung mace major male malone man march margin mark marker marks marsh mask mass master
+    max may meadow mean melody mercy merry middle mild miles mill mills min mind miner minor mist moderate
+    moles monk moon moor more morning moss mound mount mouth nail neck new newly nice night noble node
+    north nose notable oak old olive opal open or orange page pain pale palm paris park part parts patch
+    patient pearl penny pepper piece pine pink plain plate pleasant point pole pond pool poor pope porter
+    post potter pound power precious present price pride prince prior process proud queen quick quiet rain
+    range rash ray read real red reed rest rib rice rich right ring ripley rise river rivers road rob
+    robin rock rod root rose rough round royal ruby rush rust sage salt sand savage say scale scar sea
+    self senior severe shade shadow shaft sharp shaw shell shepherd short side silver simple single sky
+    slight sloan slow small smart smooth snow soft son south spear speed spence spine spring stable
+    standing star steady steel stem stent sterling stern still stone storm story straight strange stream
+    street strong sue suggest summer sun sutton sweet swift tall tear temple tender tent thick thin thorn
+    thumb tip tissue tongue tooth torso tower town trace tract treat tree trial true tube tumor turner
+    twin upper valentine van vein victor view vine viola violet virgin vocal wade wait walk walker wall
+    walls ward warm wash waste water waters way weak wear weaver web week well wells west wheeler white
+    wide wild will wing winter wise wolf wood woods word work worth wound wrist yard year years young zone
     """.split()
 )
 """Names that are words of reports too: alone they stay, unless a title or their capital tells."""

@@ -36,11 +36,11 @@ _DUMMIES: dict[str, Any] = {
 
 
 def dummy(vr: str) -> Any:
-    """Return a value that any element of this VR may have and that says nothing.
+    r"""Return a value that any element of this VR may have and that says nothing.
 
     Examples:
         >>> dummy("PN"), dummy("DA"), dummy("US"), dummy("OB")
-        ('REMOVED', '19000101', 0, b'\\x00\\x00')
+        ('REMOVED', '19000101', 0, b'\x00\x00')
     """
     return _DUMMIES.get(vr, bytes(8) if vr in ("OD", "OV") else bytes(4) if vr in ("OF", "OL") else b"\0\0")
 
