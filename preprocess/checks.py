@@ -39,6 +39,8 @@ _SHOWN = 12
 _FEW_LETTERS = 5
 """Fewer letters than this say nothing: "N/A", "None", "___"; "Normal." has six."""
 _FEW_BYTES = 200
+_BLANK = re.compile(rf"{PLACEHOLDER.pattern}|\[[^\]]{{0,60}}\]")
+"""A placeholder as it was given, or as a view shows it."""
 _FRONTAL = ("PA", "AP")
 _COLUMNS = (
     "record_id",
@@ -176,16 +178,20 @@ def check_records(records: Sequence[Record], *, shown: int | None = _SHOWN) -> l
     lists = {"retrieval": pa.list_(pa.string()), "shape": pa.list_(pa.int32())}
     table = pa.table(
         {
-            name: pa.chunked_array([pa.array(_plain(values), lists.get(name, pa.string()))])
+            name: pa.chunked_array(
+                [pa.array([_plain(value) for value in values], lists.get(name, pa.string()))]
+            )
             for name, values in columns.items()
         }
     )
     return _index_checks(table, shown=shown, digests={})
 
 
-def _plain(values: list[Any]) -> list[Any]:
+def _plain(value: Any) -> Any:
     """Replace lone surrogates, which Arrow cannot hold."""
-    return [v.encode("utf-8", "replace").decode() if isinstance(v, str) else v for v in values]
+    if isinstance(value, tuple):
+        return [_plain(each) for each in value]
+    return value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
 
 
 class _Column:
@@ -322,7 +328,7 @@ def _near_empty(table: pa.Table) -> Bool[np.ndarray, " rows"]:
 
 
 def _letters(view: Sequence[str]) -> int:
-    return sum(letter.isalpha() for letter in PLACEHOLDER.sub("", " ".join(view)))
+    return sum(letter.isalpha() for letter in _BLANK.sub("", " ".join(view)))
 
 
 def _is(states: pa.Table, wanted: bool) -> Bool[np.ndarray, "rows findings"]:  # noqa: FBT001

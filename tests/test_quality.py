@@ -55,13 +55,19 @@ def found(records: list[Record]) -> dict[str, tuple[str, int]]:
 @pytest.mark.parametrize(
     ("records", "expected"),
     [
-        ([record(0, text="A."), record(1, text="B.")], {}),
+        ([record(0, text="Nodule."), record(1, text="Effusion.")], {}),
         (
-            [record(0, text="A.", patient_id="p"), record(1, text="B.", patient_id="p", split="test")],
+            [
+                record(0, text="Nodule.", patient_id="p"),
+                record(1, text="Effusion.", patient_id="p", split="test"),
+            ],
             {"patient-leak": ("problem", 1)},
         ),
         (
-            [record(0, text="A.", pixel_hash="x"), record(1, text="B.", pixel_hash="x", split="val")],
+            [
+                record(0, text="Nodule.", pixel_hash="x"),
+                record(1, text="Effusion.", pixel_hash="x", split="val"),
+            ],
             {"pixel-leak": ("problem", 1), "equal-pixels": ("note", 1), "pixel-patients": ("problem", 1)},
         ),
         (
@@ -69,24 +75,27 @@ def found(records: list[Record]) -> dict[str, tuple[str, int]]:
             {"report-leak": ("note", 1), "report-patients": ("note", 1)},
         ),
         (
-            [record(k, text="A.", study_id="s", patient_id="p", pixel_hash=f"{k // 2}") for k in range(3)],
+            [
+                record(k, text="Nodule.", study_id="s", patient_id="p", pixel_hash=f"{k // 2}")
+                for k in range(3)
+            ],
             {"equal-pixels": ("note", 1)},
         ),
         (
             [
-                record(0, text="A.", study_id="s", patient_id="p", labels={"nodule": "present"}),
-                record(1, text="B.", study_id="s", patient_id="p", labels={"nodule": "absent"}),
+                record(0, text="Nodule.", study_id="s", patient_id="p", labels={"nodule": "present"}),
+                record(1, text="Effusion.", study_id="s", patient_id="p", labels={"nodule": "absent"}),
             ],
             {"study-reports": ("note", 1), "label-conflict": ("problem", 1)},
         ),
         (
             [
-                record(0, text="A.", study_id="s", patient_id="p", labels={"nodule": "present"}),
-                record(1, text="A.", study_id="s", patient_id="p", labels={"nodule": "uncertain"}),
+                record(0, text="Nodule.", study_id="s", patient_id="p", labels={"nodule": "present"}),
+                record(1, text="Nodule.", study_id="s", patient_id="p", labels={"nodule": "uncertain"}),
             ],
             {},
         ),
-        ([record(0), record(1), record(2, text="A.")], {"no-report": ("note", 2)}),
+        ([record(0), record(1), record(2, text="Nodule.")], {"no-report": ("note", 2)}),
         ([record(0, text="Dictated by Dr. Jane Roe.", retrieval=())], {"no-sentence": ("note", 1)}),
     ],
 )
@@ -95,7 +104,10 @@ def test_checks_count_what_is_wrong(records, expected):
 
 
 def test_checks_name_the_records():
-    twins = [record(0, text="A.", pixel_hash="x"), record(7, text="B.", pixel_hash="x", split="val")]
+    twins = [
+        record(0, text="Nodule.", pixel_hash="x"),
+        record(7, text="Effusion.", pixel_hash="x", split="val"),
+    ]
     leak = next(check for check in check_records(twins) if check.name == "pixel-leak")
     assert leak.groups == ((f"{0:020x}", f"{7:020x}"),)
 
@@ -105,10 +117,14 @@ def test_a_store_is_checked_by_its_records(tmp_path):
 
     from medvl.store import FORMAT, Store, index_bytes
 
-    records = [record(0, text="A.", patient_id="p"), record(1, text="B.", patient_id="p", split="test")]
+    records = [
+        record(0, text="Nodule.", patient_id="p"),
+        record(1, text="Effusion.", patient_id="p", split="test"),
+    ]
     (tmp_path / "index.parquet").write_bytes(index_bytes(records))
     (tmp_path / "store.json").write_text(json.dumps({"format": FORMAT}))
-    assert check_store(Store(tmp_path)) == check_records(records)
+    expected = check_records(records)
+    assert list(check_store(Store(tmp_path)).checks[: len(expected)]) == expected
 
 
 class Page(HTMLParser):
@@ -183,7 +199,7 @@ def test_the_page_says_what_is_in_the_store(tmp_path):
 
 
 def test_the_page_loads_nothing_and_runs_nothing(tmp_path):
-    page = render(tmp_path, [record(0, text="A.")])
+    page = render(tmp_path, [record(0, text="Nodule.")])
     assert not {"script", "link", "iframe", "object", "embed", "form"} & set(page.tags)
     for name, value in page.attributes:
         assert not name.startswith("on")
