@@ -79,13 +79,13 @@ def test_files_are_found_in_order_and_known_by_content(tmp_path):
     text(source / "old" / "store.json", "{}")
     text(source / "old" / "index.parquet", "")
     assert [(file.relative, file.kind) for file in discover(source)] == [
-        ("DICOMDIR", "other"),
+        ("DICOMDIR", "dicomdir"),
         ("a.dcm", "raster"),
         ("b/scan", "raster"),
         ("broken.png", "damaged"),
         ("c/IM0001", "dicom"),
         ("empty.dcm", "damaged"),
-        ("notes.txt", "other"),
+        ("notes.txt", "text"),
         ("reports.csv", "table"),
     ]
     with pytest.raises(UsageError, match="source is not a folder"):
@@ -249,7 +249,12 @@ def test_one_study_uid_of_two_patients_is_refused(tmp_path):
 def test_objects_without_pixels_are_listed(tmp_path):
     dicom(tmp_path / "sr.dcm", pixels=False, Modality="SR", SOPClassUID="1.2.840.10008.5.1.4.1.1.88.22")
     text(tmp_path / "reports.csv", "accession,report\n1,Clear lungs.\n")
-    assert reasons(pair(tmp_path)) == {"no_image_object": 1, "report_without_image": 1}
+    dicom(tmp_path / "ps.dcm", pixels=False, Modality="PR", SOPClassUID="1.2.840.10008.5.1.4.1.1.11.1")
+    assert reasons(pair(tmp_path)) == {
+        "no_image_object": 1,
+        "sr_without_text": 1,
+        "report_without_image": 1,
+    }
 
 
 def test_a_patient_has_one_key_wherever_it_is_stated(tmp_path):

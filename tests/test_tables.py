@@ -73,7 +73,8 @@ REFUSED = {
     "blank": ("t.csv", "\n \n", r"table file-\w+ is empty"),
     "header only": ("t.csv", "a,b\n", r"table file-\w+ has no rows"),
     "two columns of one name": ("t.csv", "a,b,a\n1,2,3\n", r"has the column 'a' 2 times"),
-    "a suffix": ("t.xlsx", "a,b\n1,2\n", r"suffix '\.xlsx'\. Allowed: .*\.csv.*\.tsv"),
+    "a suffix": ("t.xls", "a,b\n1,2\n", r"suffix '\.xls'\. Allowed: .*\.csv.*\.tsv"),
+    "no workbook": ("t.xlsx", "a,b\n1,2\n", r"table file-\w+ is not a readable workbook"),
     "no Parquet": ("t.parquet", "a,b\n1,2\n", r"table file-\w+ is not readable Parquet"),
 }
 

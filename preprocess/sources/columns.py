@@ -3,105 +3,32 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import re
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import yaml
 
 from medvl.errors import BadTable, nearest
+from medvl.preprocess.sources.identifiers import looks_like_date
 
-__all__ = ["ROLES", "Columns", "Overrides", "guess_columns", "plain"]
+__all__ = ["ROLES", "Columns", "Overrides", "guess_columns", "header_words", "plain", "split_name"]
 
 Overrides = Mapping[str, str | list[str] | tuple[str, ...]]
 """Role to column name; several names as a list, or joined by ``+``; "" for none."""
 
-_NAMES: dict[str, tuple[str, ...]] = {
-    "accession": ("accession", "accessionnumber", "accessionno", "accessionid", "acc", "accno"),
-    "study_uid": ("studyinstanceuid", "studyuid"),
-    "sop_uid": ("sopinstanceuid", "sopuid", "instanceuid", "imageuid", "dicomuid"),
-    "image": (
-        "image",
-        "path",
-        "imagepath",
-        "filename",
-        "file",
-        "filepath",
-        "imageid",
-        "dicomid",
-        "imageindex",
-        "imagename",
-        "imagefile",
-        "imgpath",
-        "frontalfiles",
-        "dicompath",
-        "imagefilename",
-        "jpgpath",
-        "img",
-    ),
-    "study": ("studyid", "study", "examid", "reportid", "uid", "exam", "caseid"),
-    "patient": (
-        "groupid",
-        "group",
-        "patientid",
-        "subjectid",
-        "patient",
-        "subject",
-        "patientkey",
-        "pid",
-        "mrn",
-        "personid",
-        "tilegroup",
-    ),
-    "view": (
-        "view",
-        "viewposition",
-        "projection",
-        "viewpositiondicom",
-        "frontallateral",
-        "appa",
-        "orientation",
-    ),
-    "laterality": ("laterality", "imagelaterality", "side"),
-    "split": ("split", "set", "partition", "subset", "dataset"),
-}
-_WHOLE = (
-    "report",
-    "reporttext",
-    "text",
-    "fullreport",
-    "radiologyreport",
-    "note",
-    "notes",
-    "caption",
-    "clinicalnotes",
-    "reportbody",
-    "narrative",
-    "description",
-)
-_SECTIONS = (
-    "indication",
-    "history",
-    "clinicalhistory",
-    "comparison",
-    "technique",
-    "findings",
-    "impression",
-    "conclusion",
-    "recommendation",
-)
-CATEGORY = (
-    "finding",
-    "label",
-    "labels",
-    "class",
-    "category",
-    "diagnosis",
-    "problems",
-    "findinglabels",
-    "target",
-)
+
+@functools.cache
+def header_words() -> dict[str, Any]:
+    """Return the header words of ``columns.yaml``: roles, whole, sections, categories."""
+    return dict(yaml.safe_load(Path(__file__).with_name("columns.yaml").read_text("utf-8")))
+
+
 _NOT_LABELS = re.compile(
     r"\b(?:\w*id|uid|age|sex|gender|year|date|width|height|fold|rows?|columns?|bits|frames?|pixels?|days|index|seed)$"
 )
@@ -128,9 +55,14 @@ ROLES = (
     "view",
     "laterality",
     "split",
+    "date",
+    "name",
     "labels",
 )
 """What a column can be; the keys that an override may have."""
+_SEVERAL = ("text", "labels", "name")
+_SINGLE = tuple(role for role in ROLES if role not in _SEVERAL)
+_ENGLISH = ("conclusion", "recommendations")
 
 
 @dataclass(frozen=True)
@@ -142,6 +74,8 @@ class Columns:
         study: an identifier of a study that is neither accession number nor UID.
         patient: what a split must not tear apart; a group column wins over a patient column.
         text: one column with the report, or several with its sections, joined under headings.
+        date: the day of the study.
+        name: what names a person; it must not survive in the text.
         labels: numeric columns, or one categorical column.
         why: role to the reason of the choice, for :meth:`explain`.
     """
@@ -156,6 +90,8 @@ class Columns:
     view: str | None = None
     laterality: str | None = None
     split: str | None = None
+    date: str | None = None
+    name: tuple[str, ...] = ()
     labels: tuple[str, ...] = ()
     why: dict[str, str] = field(default_factory=dict, compare=False)
 
@@ -178,15 +114,33 @@ class Columns:
             >>> Columns(text=("findings", "impression")).report_text({"findings": "Clear.", "impression": ""})
             'FINDINGS: Clear.'
         """
-        if len(self.text) == 1 and plain(self.text[0]) not in _SECTIONS:
+        if len(self.text) == 1 and not _heading(self.text[0]):
             return _said(row[self.text[0]])
         return "\n".join(
-            f"{name.replace('_', ' ').upper()}: {words}" for name in self.text if (words := _said(row[name]))
+            f"{_heading(name) or name.replace('_', ' ').upper()}: {words}"
+            for name in self.text
+            if (words := _said(row[name]))
         )
 
-    def split_of(self, row: Mapping[str, str]) -> str | None:
-        """Return ``train``, ``val`` or ``test`` where the table says so."""
-        return _SPLITS.get(row[self.split].lower()) if self.split else None
+    def values(self, row: Mapping[str, str]) -> dict[str, str]:
+        """Return the cells of a row by role, names one a line; text and labels are left out."""
+        found = {role: row[column] for role in _SINGLE if (column := getattr(self, role))}
+        return found | {"name": "\n".join(row[column] for column in self.name if row[column])}
+
+
+def split_name(cell: str) -> str | None:
+    """Return ``train``, ``val`` or ``test`` where a cell says so."""
+    return _SPLITS.get(cell.lower())
+
+
+def _heading(name: str) -> str:
+    """Return the heading of a section column, "" for another column; foreign words become English."""
+    word = plain(name)
+    sections: dict[str, list[str]] = header_words()["sections"]
+    section = next((title for title, words in sections.items() if word in words), "")
+    if section and (word in _ENGLISH or section in word):
+        return name.replace("_", " ").upper()
+    return section.upper()
 
 
 def _said(cell: str) -> str:
@@ -216,13 +170,20 @@ def guess_columns(frame: pd.DataFrame, *, columns: Overrides | None = None) -> C
     taken = {
         name for value in given.values() for name in (value if isinstance(value, tuple) else (value,)) if name
     }
-    for role, names in _NAMES.items():
-        for name in names:
-            column = by_plain.get(name)
-            if role not in given and column and column not in taken and _fits(frame[column], role):
-                chosen[role], why[role] = column, "by name"
-                taken.add(column)
-                break
+    for role, names in header_words()["roles"].items():
+        fitting = (
+            []
+            if role in given
+            else [
+                column
+                for name in names
+                if (column := by_plain.get(name)) and column not in taken and _fits(frame[column], role)
+            ]
+        )
+        if fitting:
+            chosen[role] = tuple(fitting) if role in _SEVERAL else fitting[0]
+            why[role] = "by name"
+            taken.update(fitting if role in _SEVERAL else fitting[:1])
     if why.get("patient") and plain(chosen["patient"]).startswith("group") and "patientid" in by_plain:
         why["patient"] = "by name; the group wins over the patient"
     if "text" not in given:
@@ -234,8 +195,14 @@ def guess_columns(frame: pd.DataFrame, *, columns: Overrides | None = None) -> C
 
 
 def plain(name: str) -> str:
-    """Return a column name in lower case without blanks and punctuation."""
-    return re.sub(r"[^a-z0-9]", "", name.lower())
+    """Return a column name in lower case without accents, blanks and punctuation.
+
+    Examples:
+        >>> plain("Patient-ID"), plain("Conclusión"), plain("Sonuç / Kanı")
+        ('patientid', 'conclusion', 'sonuckani')
+    """
+    letters = unicodedata.normalize("NFKD", name.casefold().replace("ı", "i"))
+    return re.sub(r"[^a-z0-9]", "", letters)
 
 
 def _overrides(frame: pd.DataFrame, columns: Overrides) -> dict[str, Any]:
@@ -252,7 +219,7 @@ def _overrides(frame: pd.DataFrame, columns: Overrides) -> dict[str, Any]:
                     f"none of the table's {len(frame.columns)} columns is '{name}'.",
                     hint=f"Did you mean '{near[0]}'?" if near else "Take a name from its first line.",
                 )
-        several = role in ("text", "labels")
+        several = role in _SEVERAL
         if not several and len(names) > 1:
             raise BadTable(f"the role '{role}' takes one column; got {len(names)}.", hint="Name one.")
         given[role] = tuple(names) if several else (names[0] if names else None)
@@ -264,6 +231,8 @@ def _fits(cells: pd.Series, role: str) -> bool:
     filled = cells[cells != ""]
     if role == "split":
         return bool(len(filled)) and set(filled.str.lower()) <= set(_SPLITS)
+    if role == "date":
+        return bool(len(filled)) and filled.head(200).map(looks_like_date).mean() > 0.5
     if role == "image":
         return bool(len(filled)) and not filled.str.contains(r"\s\S*\s", regex=True).mean() > 0.5
     return bool(len(filled))
@@ -272,11 +241,12 @@ def _fits(cells: pd.Series, role: str) -> bool:
 def _guess_text(
     frame: pd.DataFrame, by_plain: dict[str, str], taken: set[str]
 ) -> tuple[tuple[str, ...], str]:
-    for name in _WHOLE:
+    for name in header_words()["whole"]:
         column = by_plain.get(name)
         if column and column not in taken and frame[column].str.contains(" ", regex=False).any():
             return (column,), "by name"
-    sections = tuple(by_plain[name] for name in _SECTIONS if name in by_plain and by_plain[name] not in taken)
+    words = [name for names in header_words()["sections"].values() for name in names]
+    sections = tuple(by_plain[name] for name in words if name in by_plain and by_plain[name] not in taken)
     if sections:
         return sections, "sections by name"
     prose = {
@@ -302,7 +272,7 @@ def _guess_labels(
     )
     if numeric:
         return numeric, "1, 0, -1 or blank"
-    for name in CATEGORY:
+    for name in header_words()["categories"]:
         column = by_plain.get(name)
         if column and column not in taken and frame[column].nunique() <= max(2, len(frame) // 2):
             return (column,), "categories by name"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import os
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,13 +12,25 @@ from typing import Literal
 
 from medvl.errors import InputError, UsageError
 from medvl.preprocess.reading import kind_of
+from medvl.preprocess.sources.archives import ARCHIVE_SUFFIXES
 
-__all__ = ["IMAGE_SUFFIXES", "TABLE_SUFFIXES", "SourceFile", "discover"]
+__all__ = ["IMAGE_SUFFIXES", "SLIDE_SUFFIXES", "TABLE_SUFFIXES", "Kind", "SourceFile", "discover"]
 
 IMAGE_SUFFIXES = (".dcm", ".dicom", ".ima", ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
-TABLE_SUFFIXES = (".csv", ".tsv", ".parquet", ".pq")
+SLIDE_SUFFIXES = (".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide")
+TABLE_SUFFIXES = (".csv", ".tsv", ".parquet", ".pq", ".xlsx")
+NIFTI_SUFFIXES = (".nii", ".nii.gz")
+_NO_REPORT = frozenset(
+    "readme read_me license licence copying notice changelog changes citation version requirements "
+    "index contents manifest checksums sha256sums sha1sums md5sums filelist files".split()
+)
+"""Stems of text files that come with data sets and report on no patient."""
 
-Kind = Literal["dicom", "raster", "damaged", "table", "outside", "unreadable", "other"]
+Kind = Literal[
+    "dicom", "raster", "nifti", "slide", "damaged",
+    "table", "text", "hl7", "dicomdir", "archive",
+    "outside", "unreadable", "other",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -24,8 +38,8 @@ class SourceFile:
     """A file below the source; ``relative`` is its path below it, with ``/``.
 
     Attributes:
-        kind: by content: ``damaged`` is a file that should be an image and is empty or unreadable,
-            ``outside`` a link that leads out of the source, ``other`` anything else.
+        kind: by content, slides and tables by suffix: ``damaged`` is a file that should be an image and is
+            empty or unreadable, ``outside`` a link that leads out of the source, ``other`` anything else.
     """
 
     path: Path
@@ -36,8 +50,9 @@ class SourceFile:
 def discover(source: Path) -> list[SourceFile]:
     """List the files below a folder in the order of their paths, each with its kind by content.
 
-    Hidden files, record stores and what lies behind linked folders are passed over; a linked file counts
-    only if it leads out of the source, as ``outside``, since inside it is found under its own name.
+    Hidden files, record stores, what lies behind linked folders and the companion folders of slides are
+    passed over; a linked file counts only if it leads out of the source, as ``outside``, since inside it is
+    found under its own name.
 
     Raises:
         UsageError: the source is not a folder.
@@ -54,10 +69,11 @@ def _walk(folder: Path, source: Path, root: Path) -> Iterator[SourceFile]:
     except OSError:
         yield SourceFile(folder, folder.relative_to(source).as_posix(), "unreadable")
         return
-    if {"store.json", "index.parquet"} <= {entry.name for entry in listed}:
+    names = {entry.name for entry in listed}
+    if {"store.json", "index.parquet"} <= names:
         return
     for entry in listed:
-        if entry.name.startswith(".") or entry.name == "__MACOSX":
+        if entry.name.startswith((".", "~$")) or entry.name == "__MACOSX":
             continue
         path = folder / entry.name
         relative = path.relative_to(source).as_posix()
@@ -65,23 +81,74 @@ def _walk(folder: Path, source: Path, root: Path) -> Iterator[SourceFile]:
             if not path.resolve().is_relative_to(root):
                 yield SourceFile(path, relative, "outside")
         elif entry.is_dir():
-            yield from _walk(path, source, root)
+            if f"{entry.name}.mrxs" not in names:  # a MIRAX slide keeps its tiles in a folder of its name
+                yield from _walk(path, source, root)
         elif entry.is_file():
             yield SourceFile(path, relative, _kind(path))
 
 
 def _kind(path: Path) -> Kind:
-    if path.suffix.lower() in TABLE_SUFFIXES:
-        return "table"
+    name = path.name.lower()
+    if (by_name := _kind_by_name(name)) is not None:
+        return by_name
     try:
         kind = kind_of(path)
-    except InputError:
+        head = b"" if kind in ("dicom", "raster", "empty") else _head(path)
+    except (InputError, OSError):
         return "damaged"
     if kind == "dicom":
-        return "other" if path.name == "DICOMDIR" else "dicom"
+        return "dicomdir" if name.startswith("dicomdir") else "dicom"
     if kind == "raster":
         return "raster"
-    image_like = path.suffix.lower() in IMAGE_SUFFIXES
+    image_like = name.endswith((*IMAGE_SUFFIXES, *NIFTI_SUFFIXES))
     if kind == "bare dicom":
         return "dicom" if image_like or not path.suffix else "other"
-    return "damaged" if image_like or (kind == "empty" and not path.suffix) else "other"
+    return _kind_by_content(path, head) or (
+        "damaged" if image_like or _is_empty_scan(path, kind) else "other"
+    )
+
+
+def _kind_by_name(name: str) -> Kind | None:
+    if name.endswith(TABLE_SUFFIXES):
+        return "table"
+    if name.endswith(SLIDE_SUFFIXES):
+        return "slide"
+    return "archive" if name.endswith(ARCHIVE_SUFFIXES) else None
+
+
+def _kind_by_content(path: Path, head: bytes) -> Kind | None:
+    name = path.name.lower()
+    if name.endswith(".hl7") or head.removeprefix(b"\xef\xbb\xbf").lstrip(b"\x0b\r\n ").startswith(
+        (b"MSH|", b"FHS|", b"BHS|")
+    ):
+        return "hl7"
+    if name.endswith(".txt"):
+        return "other" if path.stem.lower() in _NO_REPORT else "text"
+    if _is_nifti(head):
+        return "nifti"
+    plain = not path.suffix
+    return "archive" if plain and (head.startswith(b"PK\3\4") or head[257:262] == b"ustar") else None
+
+
+def _is_empty_scan(path: Path, kind: str) -> bool:
+    return kind == "empty" and not path.suffix
+
+
+def _head(path: Path) -> bytes:
+    """Return the first 540 bytes, inflated for a NIfTI volume in gzip."""
+    if not path.name.lower().endswith(".nii.gz"):
+        with path.open("rb") as stream:
+            return stream.read(540)
+    try:
+        with gzip.open(path) as stream:
+            return stream.read(540)
+    except (EOFError, zlib.error, gzip.BadGzipFile):
+        return b""
+
+
+def _is_nifti(head: bytes) -> bool:
+    """Return whether a NIfTI-1 or NIfTI-2 header in one file begins here, in either byte order."""
+    size = head[:4]
+    if size in ((348).to_bytes(4, "little"), (348).to_bytes(4, "big")):
+        return head[344:348] == b"n+1\0"
+    return size in ((540).to_bytes(4, "little"), (540).to_bytes(4, "big")) and head[4:8] == b"n+2\0"

@@ -16,8 +16,12 @@ from medvl.preprocess.reading.dicom import DicomHeader, read_header
 from medvl.preprocess.reading.limits import DEFAULT_LIMITS
 from medvl.preprocess.reading.part10 import opened
 from medvl.preprocess.sources.discovery import SourceFile
+from medvl.preprocess.sources.structured import REPORT_CLASSES
 
-__all__ = ["FoundImage", "Map", "find_images"]
+__all__ = ["IMAGE_KINDS", "FoundImage", "Map", "find_images"]
+
+IMAGE_KINDS = frozenset({"dicom", "raster", "nifti", "slide", "damaged"})
+"""Kinds of files that hold images, or should."""
 
 Map = Callable[[Callable[[Path], DicomHeader | None], Iterable[Path]], Iterable[DicomHeader | None]]
 """The built-in ``map``, or that of a process pool."""
@@ -43,7 +47,8 @@ def find_images(
 ) -> tuple[list[FoundImage], list[tuple[str, SourceFile]]]:
     """Read the headers; return the images, and the files left out with their reasons.
 
-    Reasons: ``no_image_object`` (a structured report, a presentation state …), ``duplicate_file`` (one
+    Reasons: ``structured_report`` (an object that holds a report, to be read as one), ``no_image_object`` (a
+    presentation state, a dose report …), ``duplicate_file`` (one
     SOPInstanceUID, equal pixels: the first is kept), ``same_uid_different_pixels`` (none is kept) and
     ``one_study_of_two_patients`` (none is kept).
     """
@@ -54,8 +59,8 @@ def find_images(
     for file in files:
         header = headers.get(file)
         if header is not None and not header.rows and not header.has_pixels and not _claims_image(header):
-            left_out[file] = "no_image_object"
-        elif file.kind in ("dicom", "raster", "damaged"):
+            left_out[file] = "structured_report" if header.sop_class in REPORT_CLASSES else "no_image_object"
+        elif file.kind in IMAGE_KINDS:
             images.append(FoundImage(file, header))
     _mark_shared_instances(images, left_out)
     _mark_shared_studies(images, left_out)

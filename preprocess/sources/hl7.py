@@ -52,7 +52,7 @@ class Hl7Report:
     """The text that one message says of one order.
 
     Attributes:
-        number: of the message in its file, from 1.
+        number: of the message in its file, from 1; ``file`` is the file's place in a list of files.
         accession: OBR-18, else OBR-3, OBR-2, OBR-19; ``others`` are the rest of these.
         patient: PID-3.
         date: of the observation, ``YYYYMMDD`` or "".
@@ -70,6 +70,7 @@ class Hl7Report:
     patient: str = ""
     date: str = ""
     sent: str = ""
+    file: int = 0
     names: tuple[str, ...] = field(default=(), repr=False)
     ids: tuple[str, ...] = field(default=(), repr=False)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 from medvl.errors import BadTable, file_token
-from medvl.preprocess.sources.columns import CATEGORY, Columns, Overrides, guess_columns, plain
+from medvl.preprocess.sources.columns import Columns, Overrides, guess_columns, header_words, plain
 from medvl.preprocess.sources.tables import read_table
 from medvl.records import Box, LabelState
 
@@ -173,7 +173,14 @@ def read_boxes(path: str | Path) -> dict[str, tuple[Box, ...]]:
     frame = read_table(path)
     key = _key_column(guess_columns(frame), path)
     by_plain = {plain(str(name)): str(name) for name in frame.columns}
-    label = next((by_plain[n] for n in (*CATEGORY, "structure", "classname", "name") if n in by_plain), None)
+    label = next(
+        (
+            by_plain[n]
+            for n in (*header_words()["categories"], "structure", "classname", "name")
+            if n in by_plain
+        ),
+        None,
+    )
     four = next((names for names in (*_CORNERS, *_SIZES) if all(name in by_plain for name in names)), None)
     if label is None or four is None:
         raise BadTable(

@@ -1,24 +1,26 @@
-"""Rows of tables under the keys of images: identifiers of the header, file names, names of folders."""
+"""Rows under the keys of images: identifiers of the header, file names, names of folders, patient and day."""
 
 from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Generic, TypeVar
 
 from medvl.errors import BadTable, file_token
 from medvl.preprocess.sources.columns import Columns, Overrides, guess_columns
-from medvl.preprocess.sources.discovery import IMAGE_SUFFIXES
+from medvl.preprocess.sources.days import NEAR_DAYS, claims_by_day, study_key
+from medvl.preprocess.sources.discovery import IMAGE_SUFFIXES, SLIDE_SUFFIXES
 from medvl.preprocess.sources.headers import FoundImage
+from medvl.preprocess.sources.identifiers import loose
 from medvl.preprocess.sources.labels import row_labels
-from medvl.preprocess.sources.tables import read_table
-from medvl.records import LabelState
+from medvl.preprocess.sources.rows import Row, Unpaired
+from medvl.preprocess.sources.tables import TOO_LONG, read_table
 from medvl.specs import text_hash
 
-__all__ = ["ByKey", "Match", "ReportTable", "Row", "path_parts"]
+__all__ = ["ByKey", "Match", "ReportTable", "merged", "path_parts"]
 
 T = TypeVar("T")
 
@@ -26,6 +28,9 @@ Fit = tuple[int, bool, int]
 """How well a name fits a file: components in common, same suffix, minus components that only one has."""
 
 _NO_FIT: Fit = (0, False, 0)
+_SUFFIXES = (*IMAGE_SUFFIXES, *SLIDE_SUFFIXES, ".nii", ".nii.gz")
+_KEYS = ("accession", "study_uid", "sop_uid", "study")
+_MOST_VIEWS = 8
 
 
 def path_parts(name: str) -> tuple[str, ...]:
@@ -34,8 +39,10 @@ def path_parts(name: str) -> tuple[str, ...]:
     if not parts:
         return ()
     stem = parts[-1]
-    while PurePosixPath(stem).suffix.lower() in IMAGE_SUFFIXES:
-        stem = PurePosixPath(stem).stem
+    while suffix := next(
+        (end for end in _SUFFIXES if stem.lower().endswith(end) and len(stem) > len(end)), ""
+    ):
+        stem = stem[: -len(suffix)]
     return (stem, *reversed(parts[:-1]))
 
 
@@ -62,20 +69,8 @@ class _Names(Generic[T]):
 
 
 @dataclass
-class Row:
-    """A row of the report table; ``used`` once an image has it; ``missing`` are names that no image has."""
-
-    line: int
-    cells: dict[str, str]
-    text: str
-    labels: dict[str, LabelState]
-    used: bool = False
-    missing: set[str] = field(default_factory=set)
-
-
-@dataclass
 class Match:
-    """What the table says of one image.
+    """What one source says of one image.
 
     Attributes:
         method: the kind of key under which rows were found, or ``none``.
@@ -90,32 +85,56 @@ class Match:
 
     @property
     def row(self) -> Row | None:
-        """The first row with a report, else the first row."""
-        return next((row for row in self.rows if row.text), self.rows[0] if self.rows else None)
+        """The first row with a final report, else with a report, else the first row."""
+        final = (row for row in self.rows if row.text and not row.preliminary)
+        said = (row for row in self.rows if row.text)
+        return next(final, None) or next(said, None) or next(iter(self.rows), None)
 
-    @property
-    def line(self) -> int:
-        """The line of the first row, 0 without rows."""
-        return self.rows[0].line if self.rows else 0
+    def get(self, role: str) -> str:
+        """Return the first cell of a role that says something, "" when none does."""
+        return next((value for row in self.rows if (value := row.get(role))), "")
+
+
+def merged(matches: Sequence[Match]) -> Match:
+    """Return what all sources together say of one image: the row of each, the table's first.
+
+    A source that had to refuse the image counts only where no other has a report for it.
+    """
+    told = [match for match in matches if match.rows and not match.refusal]
+    refused = [match for match in matches if match.refusal]
+    rows = [row for match in told if (row := match.row)]
+    if refused and not any(row.text for row in rows):
+        return refused[0]
+    chosen = next((match for match in told if match.row and match.row.text), next(iter(told), Match()))
+    return Match(chosen.method, rows, chosen.score, _conflict(rows))
+
+
+def _conflict(rows: Sequence[Row]) -> str:
+    """Two final reports that differ are a conflict; a preliminary one gives way to a final one."""
+    for stage in (False, True):
+        texts = {text_hash(row.text) for row in rows if row.text and row.preliminary is stage}
+        if texts:
+            return "conflicting_reports" if len(texts) > 1 else ""
+    return ""
 
 
 class ReportTable:
-    """The report table with its rows indexed by each kind of key."""
+    """The rows of one source, indexed by each kind of key."""
 
     def __init__(self, columns: Columns, rows: list[Row]) -> None:
         self.columns = columns
         self.rows = rows
-        self.by: dict[str, dict[str, list[Row]]] = {}
-        for role in ("accession", "study_uid", "sop_uid", "study"):
-            column = getattr(self.columns, role)
-            index: dict[str, list[Row]] = defaultdict(list)
-            for row in self.rows if column else ():
-                if row.cells[column]:
-                    index[row.cells[column]].append(row)
-            self.by[role] = index
-        self.names = _Names((name, (row, name)) for row in self.rows for name in self.image_names(row))
-        for row in self.rows:
-            row.missing = set(self.image_names(row))
+        self.notes: list[str] = []
+        self.unpaired: list[Unpaired] = []
+        self.by = {role: _index((row.get(role), row) for row in rows) for role in _KEYS}
+        self.also = {
+            role: _index((value, row) for row in rows for value in row.also.get(role, ()))
+            for role in ("accession", "study_uid")
+        }
+        self.names = _Names((name, (row, name)) for row in rows for name in row.images)
+        self.folders = _index((row.folder, row) for row in rows)
+        for row in rows:
+            row.missing = set(row.images)
 
     @classmethod
     def read(cls, path: Path, columns: Overrides | None) -> ReportTable:
@@ -126,52 +145,58 @@ class ReportTable:
         """
         frame = read_table(path)
         guess = guess_columns(frame, columns=columns)
-        if not any(getattr(guess, role) for role in ("accession", "study_uid", "sop_uid", "image", "study")):
+        keys = (*_KEYS, "image")
+        if not any(getattr(guess, role) for role in keys) and not (guess.patient and guess.date):
             raise BadTable(
                 f"the table {file_token(path)} has no column that names an image or a study.",
                 hint="Say which one does: --column image=NAME, or study=, accession=, study_uid=, sop_uid=; "
-                "likewise text= and patient=.",
+                "patient= and date= together will do; likewise text=.",
             )
         cells = [{str(name): str(cell) for name, cell in row.items()} for row in frame.to_dict("records")]
         states = row_labels(frame, guess)
-        return cls(
-            guess,
-            [
-                Row(int(line), row, guess.report_text(row), labels)
-                for line, row, labels in zip(frame.index, cells, states, strict=True)
-            ],
-        )
+        rows = []
+        for line, row, labels in zip(frame.index, cells, states, strict=True):
+            told = guess.values(row)
+            images = [part.strip() for part in re.split(r"[;|]", told.get("image", "")) if part.strip()]
+            rows.append(Row(int(line), told, guess.report_text(row), labels, tuple(images)))
+        table = cls(guess, rows)
+        table.unpaired = [
+            Unpaired("report_too_long", line=int(line)) for line in frame.attrs.get(TOO_LONG, ())
+        ]
+        return table
 
-    def image_names(self, row: Row) -> list[str]:
-        """Return the image files that a row names; several are cut by semicolon or bar."""
-        if not self.columns.image:
-            return []
-        return [part.strip() for part in re.split(r"[;|]", row.cells[self.columns.image]) if part.strip()]
+    # --- matching -------------------------------------------------------------------------------------------
 
     def match_all(self, images: Sequence[FoundImage]) -> list[Match]:
         """Give each image its rows; refuse what would be a guess.
 
         ``conflicting_reports``: its rows hold different texts. ``ambiguous_file_name``: the row's file name
         fits several images equally well; one that fits it less well than another has no row.
+        ``ambiguous_patient_date``: two studies of a patient lie as near to a row, or two rows to a study.
         """
-        matches = [self._match(image) for image in images]
+        alone = _folders_of_one_study(images) if any(self.folders) else set()
+        matches = [self._match(image, alone) for image in images]
         best: dict[int, Fit] = defaultdict(lambda: _NO_FIT)
         for match in (match for match in matches if match.method == "file"):
-            best[match.line] = max(best[match.line], match.score)
+            best[id(match.rows[0])] = max(best[id(match.rows[0])], match.score)
         for match in matches:
-            if match.method == "file" and match.score < best[match.line]:
+            if match.method == "file" and match.score < best[id(match.rows[0])]:
                 match.method, match.rows = "none", []
-        claims = Counter(match.line for match in matches if match.method == "file")
+        claims = Counter(id(match.rows[0]) for match in matches if match.method == "file")
+        self._match_loosely(images, matches)
+        self._match_days(images, matches)
         for match in matches:
             for row in match.rows:
                 row.used = True
-            if len({text_hash(row.text) for row in match.rows if row.text}) > 1:
-                match.refusal = "conflicting_reports"
-            elif match.method == "file" and claims[match.line] > len(self.image_names(match.rows[0])):
+            if match.refusal:
+                continue
+            if conflict := _conflict(match.rows):
+                match.refusal = conflict
+            elif match.method == "file" and claims[id(match.rows[0])] > _meant(match.rows[0]):
                 match.refusal = "ambiguous_file_name"
         return matches
 
-    def _match(self, image: FoundImage) -> Match:
+    def _match(self, image: FoundImage, alone: set[str]) -> Match:
         ids = image.ids()
         score, named = self.names.find(image.file.relative)
         for row, name in named:
@@ -179,36 +204,121 @@ class ReportTable:
         by_name = [row for row, _ in named]
         exact = self.by["sop_uid"].get(ids.get("sop_uid", ""), []) or by_name
         for method in ("accession", "study_uid", "sop_uid"):
-            rows = self.by[method].get(ids.get(method, ""), [])
-            rows = rows or self.by["study"].get(ids.get(method, ""), [])
+            rows = self._keyed(method, ids.get(method, ""), image)
             if rows:
                 own = [row for row in rows if any(row is other for other in exact)]
                 return Match(method, own or rows)
         if by_name:
             return Match("file", by_name, score)
-        for part in reversed(PurePosixPath(image.file.relative).parts[:-1]):
+        for folder in (part.as_posix() for part in PurePosixPath(image.file.relative).parents):
+            part = PurePosixPath(folder).name
             for name in (part, part[1:] if part[:1] == "s" else part):  # MIMIC writes s50414267
-                if name in self.by["study"]:
-                    return Match("folder", self.by["study"][name])
+                if rows := self.by["study"].get(name) or self.by["study"].get(f"s{name}", []):
+                    return Match("folder", rows)
+            rows = self.folders.get(folder, []) if folder in alone else []
+            if rows := [row for row in rows if image.header is not None or not row.get("study")]:
+                return Match("folder", rows)
         return Match()
 
-    def unused(self, source: Path) -> list[tuple[str, int]]:
-        """Return reason and line of each row, or image name in a row, that no image has."""
-        entries = []
-        for row in self.rows:
-            if row.used and self.columns.image and len(self.image_names(row)) > len(row.missing):
-                entries += [("named_image_missing", row.line)] * len(row.missing)
-            elif not row.used:
-                outside = any(_leaves(name, source) for name in self.image_names(row))
-                without = "report_without_image" if row.text else "row_without_image"
-                entries.append(("path_outside_source" if outside else without, row.line))
-        return entries
+    def _keyed(self, method: str, value: str, image: FoundImage) -> list[Row]:
+        if not value:
+            return []
+        rows = self.by[method].get(value) or self.by["study"].get(value, [])
+        if rows or method not in self.also:
+            return rows
+        patient = loose(image.header.patient_id) if image.header is not None else ""
+        # an order's second number may be another order's first: the patient must not say otherwise
+        return [row for row in self.also[method].get(value, []) if loose(row.get("patient")) in ("", patient)]
 
-    def get(self, row: Row | None, role: str) -> str | None:
-        """Return the cell of a role; None when there is no row, no column or no value."""
-        column = getattr(self.columns, role)
-        value = row.cells[column] if row is not None and column else ""
-        return None if value.lower() in ("", "?", "unknown", "nan") else value
+    def _match_loosely(self, images: Sequence[FoundImage], matches: Sequence[Match]) -> None:
+        """Match accession numbers that differ in form alone, where the form is unique on both sides."""
+        stated: dict[str, set[str]] = defaultdict(set)
+        for image in images:
+            if value := image.ids().get("accession", ""):
+                stated[loose(value)].add(value)
+        told: dict[str, set[str]] = defaultdict(set)
+        rows: dict[str, list[Row]] = defaultdict(list)
+        for value in {*self.by["accession"], *self.by["study"]} if stated else ():
+            told[loose(value)].add(value)
+            rows[loose(value)] += self.by["accession"].get(value) or self.by["study"].get(value, [])
+        count = 0
+        for image, match in zip(images, matches, strict=True):
+            form = loose(image.ids().get("accession", ""))
+            if match.method == "none" and form and len(stated[form]) == 1 == len(told.get(form, ())):
+                match.method, match.rows = "loose", rows[form]
+                count += 1
+        if count:
+            self.notes.append(
+                f"{count} images were matched after accession numbers were brought into one form (blanks, "
+                "case, prefix, leading zeros, a trailing .0)"
+            )
+
+    def _match_days(self, images: Sequence[FoundImage], matches: Sequence[Match]) -> None:
+        used = {id(row) for match in matches for row in match.rows}
+        free = [row for row in self.rows if id(row) not in used]
+        places = [place for place, match in enumerate(matches) if match.method == "none"]
+        claims, note = claims_by_day(free, images, open_places=places)
+        for claim in claims:
+            for place in claim.places:
+                refusal = "ambiguous_patient_date" if claim.tied else ""
+                matches[place].method, matches[place].rows = "patient_date", claim.rows
+                matches[place].refusal = refusal
+        count = sum(len(claim.places) for claim in claims if not claim.tied)
+        if note and self.columns.date:
+            self.notes.append(f"column {self.columns.date}: {note}")
+        if count:
+            self.notes.append(
+                f"{count} images were matched by patient and study date, {NEAR_DAYS} day apart or less"
+            )
+
+    def unused(self, source: Path) -> Iterator[Unpaired]:
+        """Yield each row, or image name in a row, that no image has."""
+        for row in self.rows:
+            token = file_token(row.path) if row.path else ""
+            reason = _why_unused(row, source)
+            if not row.used:
+                yield Unpaired(reason, token, row.line, row.path)
+            elif row.origin == "table" and len(row.images) > len(row.missing):
+                for _ in row.missing:
+                    yield Unpaired("named_image_missing", token, row.line)
+
+
+def _index(pairs: Iterable[tuple[str, Row]]) -> dict[str, list[Row]]:
+    index: dict[str, list[Row]] = {}
+    for value, row in pairs:
+        if value:
+            index.setdefault(value, []).append(row)
+    return index
+
+
+def _meant(row: Row) -> int:
+    """How many images a row may have by its file names; a text file has a path and a stem for one."""
+    return 1 if row.origin == "text" else len(row.images)
+
+
+def _why_unused(row: Row, source: Path) -> str:
+    if any(_leaves(name, source) for name in row.images):
+        return "path_outside_source"
+    if row.origin == "text":
+        return "text_without_image"
+    return "report_without_image" if row.text else "row_without_image"
+
+
+def _folders_of_one_study(images: Sequence[FoundImage]) -> set[str]:
+    """Return the folders below which all images are of one study.
+
+    Images without a header are one study only in the very folder that holds them, and only if they are no
+    more than a study has views.
+    """
+    folders = [[part.as_posix() for part in PurePosixPath(i.file.relative).parents] for i in images]
+    sizes = Counter(own for own, *_ in folders)
+    studies: dict[str, set[str]] = defaultdict(set)
+    for image, (own, *above) in zip(images, folders, strict=True):
+        key = study_key(image)
+        studies[own].add(key or (own if sizes[own] <= _MOST_VIEWS else image.file.relative))
+        for folder in above:
+            studies[folder].add(key or image.file.relative)
+    return {folder for folder, keys in studies.items() if len(keys) == 1 and folder != "."}
 
 
 class ByKey(Generic[T]):

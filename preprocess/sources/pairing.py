@@ -6,26 +6,39 @@ reason. Identifiers stay in memory; ``summary`` and ``lines`` hold counts alone.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from medvl.errors import BadTable, file_token
 from medvl.preprocess.reading.dicom import DicomHeader
-from medvl.preprocess.sources.columns import ROLES, Columns, Overrides
+from medvl.preprocess.sources.columns import ROLES, Columns, Overrides, split_name
+from medvl.preprocess.sources.dicomdir import check_dicomdirs, folder_of
 from medvl.preprocess.sources.discovery import SourceFile, discover
 from medvl.preprocess.sources.headers import FoundImage, Map, find_images
+from medvl.preprocess.sources.identifiers import calendar
 from medvl.preprocess.sources.labels import read_boxes, read_labels
-from medvl.preprocess.sources.matching import ByKey, Match, ReportTable, Row
+from medvl.preprocess.sources.matching import ByKey, Match, ReportTable, merged
+from medvl.preprocess.sources.reasons import HINTS
+from medvl.preprocess.sources.rows import Unpaired
+from medvl.preprocess.sources.texts import gather
 from medvl.records import Box, LabelState
 
-__all__ = ["Item", "Pairing", "SourceFile", "Unpaired", "discover", "pair"]
+__all__ = ["RADIOGRAPHS", "ROW_HEADER", "Item", "Pairing", "SourceFile", "Unpaired", "discover", "pair"]
 
-_NO_IMAGES = ("other", "outside", "unreadable")
+RADIOGRAPHS = frozenset({"dicom", "raster", "damaged"})
+"""Kinds of files that a pipeline of radiographs reads."""
+ROW_HEADER = ("path", "status", "method", "reason", "line")
+"""Columns of :meth:`Pairing.rows`."""
+
+_NO_IMAGES = ("other", "outside", "unreadable", "archive")
 _TABLE_STEMS = ("reports", "report", "images", "metadata", "studies", "data")
+_EXAMPLES = 3
+_MIN_ID = 4
 
 
 @dataclass(frozen=True)
@@ -36,15 +49,20 @@ class Item:
         path: below the source as it was given.
         patient, study: keys to be pseudonymised; a split must not tear a patient apart.
         report: "" when there is none.
-        method: how the row was found: ``accession``, ``study_uid``, ``sop_uid``, ``file``, ``folder`` or
-            ``none``.
-        modality: DICOM modality, "" for raster files.
+        method: how the row was found: ``accession``, ``study_uid``, ``sop_uid``, ``file``, ``folder``,
+            ``loose`` (an accession number of another form), ``patient_date`` or ``none``.
+        modality: DICOM modality, "" for other files.
+        kind: of the file, as in :class:`SourceFile`.
+        line: of the report table, or number of the message; 0 when the report is a file of its own.
+        study_date: ``YYYYMMDD``.
+        names, ids: persons and identifiers that must not survive in the text; an identifier has 4 characters
+            or more, since a shorter one would take measurements with it.
     """
 
-    path: Path
-    patient: str
-    study: str
-    report: str = ""
+    path: Path = field(repr=False)
+    patient: str = field(repr=False)
+    study: str = field(repr=False)
+    report: str = field(default="", repr=False)
     method: str = "none"
     view: str | None = None
     laterality: str | None = None
@@ -52,15 +70,11 @@ class Item:
     labels: dict[str, LabelState] = field(default_factory=dict)
     boxes: tuple[Box, ...] = ()
     modality: str = ""
-
-
-@dataclass(frozen=True)
-class Unpaired:
-    """A file or a row without a partner; ``token`` names a file without telling its name, ``line`` a row."""
-
-    reason: str
-    token: str = ""
+    kind: str = "dicom"
     line: int = 0
+    study_date: str | None = field(default=None, repr=False)
+    names: tuple[str, ...] = field(default=(), repr=False)
+    ids: tuple[str, ...] = field(default=(), repr=False)
 
 
 @dataclass(frozen=True)
@@ -99,9 +113,38 @@ class Pairing:
             f"{counts['with_report']} with a report, {counts['with_labels']} with labels, "
             f"{counts['with_boxes']} with boxes; matched: {methods or 'none'}",
             *(f"column {line}" for line in self.explain),
-            *(f"{reason}: {count}" for reason, count in counts["unpaired"].items()),
+            *(self._reason_line(reason, count) for reason, count in counts["unpaired"].items()),
             *self.notes,
         ]
+
+    def _reason_line(self, reason: str, count: int) -> str:
+        entries = [entry for entry in self.unpaired if entry.reason == reason]
+        places = [
+            " ".join(part for part in (entry.token, f"line {entry.line}" if entry.line else "") if part)
+            for entry in itertools.islice(entries, _EXAMPLES)
+        ]
+        shown = ", ".join(place for place in places if place)
+        more = ", …" if shown and count > len(places) else ""
+        hint = HINTS.get(reason, "")
+        return f"{reason}: {count}" + (f" ({shown}{more})" if shown else "") + (f": {hint}" if hint else "")
+
+    def rows(self, *, source: Path) -> Iterator[tuple[str, str, str, str, str]]:
+        """Yield what became of each file and row, for a private table: :data:`ROW_HEADER`.
+
+        Args:
+            source: the folder that paths are written relative to.
+        """
+        for item in self.items:
+            status = "paired" if item.report else "without report"
+            yield _relative(item.path, source), status, item.method, "", str(item.line or "")
+        for entry in self.unpaired:
+            if entry.reason != "image_without_report":
+                path = _relative(entry.path, source) if entry.path else entry.token
+                yield path, "left out", "", entry.reason, str(entry.line or "")
+
+
+def _relative(path: Path, source: Path) -> str:
+    return path.relative_to(source).as_posix() if path.is_relative_to(source) else path.name
 
 
 # --- pairing ----------------------------------------------------------------------------------------
@@ -115,73 +158,146 @@ def pair(
     labels: Path | None = None,
     boxes: Path | None = None,
     map_headers: Map = map,
+    kinds: frozenset[str] = RADIOGRAPHS,
 ) -> Pairing:
-    """Match the images below a folder with the rows of its tables.
+    """Match the images below a folder with the reports of its tables, text files, messages and SR objects.
 
-    A row belongs to an image by accession number, StudyInstanceUID, SOPInstanceUID, file name (path, name or
-    stem) or the name of a folder, the first that holds. An image without report is kept with an empty
-    text: it serves evaluation by labels, and trainers pass it over. A damaged file is kept too, so that
-    the reader can name its fault. The patient is the table's group or patient column, else the header's
-    PatientID, else a folder such as ``patient00007``, else the study.
+    A report belongs to an image by accession number, StudyInstanceUID, SOPInstanceUID, file name (path, name
+    or stem) or the name of a folder, the first that holds; then by an accession number of another form;
+    last by patient and day. An image without report is kept with an empty text: it serves evaluation by
+    labels, and trainers pass it over. A damaged file is kept too, so that the reader can name its fault. The
+    patient is the table's group or patient column, else the header's PatientID, else a folder such as
+    ``patient00007``, else the study.
 
     Args:
-        source: folder of DICOM or raster images.
+        source: folder of images, or the DICOMDIR in it.
         table: report table; found in the source if None.
         columns: role to column name where the guess is wrong.
         labels: label table; ``labels.*`` or ``*_labels.*`` in the source if None.
         boxes: box table; ``boxes.*`` or ``*_boxes.*`` in the source if None.
         map_headers: a ``map``, for example of a process pool, over which headers are read.
+        kinds: kinds of image files to take, of ``dicom raster nifti slide damaged``. A TIFF is a slide where
+            slides are taken and raster images are not.
 
     Raises:
         UsageError: the source is not a folder.
-        BadTable: no table, more than one candidate, a column that does not exist, or a patient in two splits.
+        BadTable: no report at all, more than one candidate table, a column that does not exist, or a patient
+            in two splits.
     """
-    files = discover(source)
-    table, labels, boxes = _find_tables(source, files, table, labels, boxes)
+    source = folder_of(source)
+    files = [_as_slide(file, kinds) for file in discover(source)]
+    tables = _find_tables(source, files, table, labels, boxes)
     images, left_out = find_images(files, map_headers=map_headers)
+    structured = [file for reason, file in left_out if reason == "structured_report"]
+    left_out = [(reason, file) for reason, file in left_out if reason != "structured_report"]
     left_out += [(f"{file.kind}_file", file) for file in files if file.kind in _NO_IMAGES]
-    unpaired = [Unpaired(reason, file_token(file.path)) for reason, file in left_out]
-    reports = ReportTable.read(table, columns) if table else ReportTable(Columns(), [])
-    by_labels = ByKey(read_labels(labels) if labels else {})
-    by_boxes = ByKey(read_boxes(boxes) if boxes else {})
+    left_out += [("not_a_radiograph", image.file) for image in images if image.file.kind not in kinds]
+    images = [image for image in images if image.file.kind in kinds]
+    unpaired = [Unpaired(reason, file_token(file.path), path=file.path) for reason, file in left_out]
+    lost, notes = check_dicomdirs(files)
+    gathered = gather([file for file in files if file.path not in tables.values()], structured)
+    unpaired += [*lost, *gathered.unpaired]
+    notes += gathered.notes
+    reports = ReportTable.read(tables["table"], columns) if "table" in tables else ReportTable(Columns(), [])
+    sources = [reports, *(ReportTable(Columns(), rows) for rows in gathered.rows.values() if rows)]
+    found, refused = _matched(images, sources, tables)
+    unpaired += refused
+    if (
+        not tables
+        and not any(item.report for item, _ in found)
+        and not gathered.rows["hl7"]
+        and not structured
+    ):
+        raise BadTable(
+            f"no report table was found among {len(files)} files of the source.",
+            hint="Name one: --table PATH. Allowed are CSV, TSV, Parquet and Excel.",
+        )
+    unpaired += [
+        Unpaired("image_without_report", file_token(i.path), path=i.path) for i, _ in found if not i.report
+    ]
+    for one in sources:
+        unpaired += [*one.unpaired, *one.unused(source)]
+        notes += one.notes
+    items, more = _patients(found, source)
+    explain = tuple(line for line in reports.columns.explain() if not line.endswith(": none"))
+    return Pairing(tuple(_splits(items)), tuple(unpaired), _shown(reports.columns), explain, (*notes, *more))
+
+
+def _as_slide(file: SourceFile, kinds: frozenset[str]) -> SourceFile:
+    tiff = file.kind == "raster" and file.path.suffix.lower() in (".tif", ".tiff")
+    return replace(file, kind="slide") if tiff and "slide" in kinds and "raster" not in kinds else file
+
+
+def _matched(
+    images: Sequence[FoundImage], sources: Sequence[ReportTable], tables: dict[str, Path]
+) -> tuple[list[tuple[Item, DicomHeader | None]], list[Unpaired]]:
+    """Return the items with their headers, and what was refused or left over."""
+    by_labels = ByKey(read_labels(tables["labels"]) if "labels" in tables else {})
+    by_boxes = ByKey(read_boxes(tables["boxes"]) if "boxes" in tables else {})
     found: list[tuple[Item, DicomHeader | None]] = []
-    for image, match in zip(images, reports.match_all(images), strict=True):
+    unpaired: list[Unpaired] = []
+    for image, *matches in zip(images, *(one.match_all(images) for one in sources), strict=True):
+        match = merged(matches)
         if match.refusal:
-            unpaired.append(Unpaired(match.refusal, file_token(image.file.path), match.line))
+            line = next((row.line for row in match.rows), 0)
+            token = file_token(image.file.path)
+            unpaired.append(Unpaired(match.refusal, token, line, image.file.path))
         else:
-            found.append((_item(reports, by_labels, by_boxes, image, match), image.header))
-    unpaired += [Unpaired("image_without_report", file_token(i.path)) for i, _ in found if not i.report]
-    unpaired += [Unpaired(reason, line=line) for reason, line in reports.unused(source)]
+            found.append((_item(by_labels, by_boxes, image, match), image.header))
     unpaired += [Unpaired("labels_without_image")] * len(by_labels.unused())
     unpaired += [Unpaired("boxes_without_image")] * len(by_boxes.unused())
-    items, notes = _patients(found, source)
-    explain = tuple(line for line in reports.columns.explain() if not line.endswith(": none"))
-    return Pairing(tuple(_splits(items)), tuple(unpaired), _shown(reports.columns), explain, tuple(notes))
+    return found, unpaired
 
 
 def _item(
-    reports: ReportTable,
     labels: ByKey[dict[str, LabelState]],
     boxes: ByKey[tuple[Box, ...]],
     image: FoundImage,
     match: Match,
 ) -> Item:
     row, header = match.row, image.header
-    stated = [reports.get(row, role) or "" for role in ("sop_uid", "accession", "study_uid", "study")]
+    stated = [match.get(role) for role in ("sop_uid", "accession", "study_uid", "study")]
     keys = [*image.ids().values(), *stated]
+    told: dict[str, LabelState] = {}
+    for one in reversed(match.rows):
+        told |= one.labels
     return Item(
         path=image.file.path,
-        patient=reports.get(row, "patient") or "",
-        study=_study(reports, row, image),
+        patient=match.get("patient") if match.rows and match.rows[0].origin == "table" else "",
+        study=_study(match, image),
         report=row.text if row else "",
         method=match.method,
-        view=reports.get(row, "view") or (header.view if header else None),
-        laterality=reports.get(row, "laterality") or (header.laterality if header else None),
-        split=reports.columns.split_of(row.cells) if row else None,
-        labels={**(row.labels if row else {}), **(labels.find(image.file.relative, keys) or {})},
+        view=match.get("view") or (header.view if header else None),
+        laterality=match.get("laterality") or (header.laterality if header else None),
+        split=split_name(match.get("split")),
+        labels={**told, **(labels.find(image.file.relative, keys) or {})},
         boxes=boxes.find(image.file.relative, keys) or (),
         modality=header.modality if header else "",
+        kind=image.file.kind,
+        line=row.line if row else 0,
+        study_date=_study_date(match, header),
+        names=_persons(match, header),
+        ids=_identifiers(match, header),
     )
+
+
+def _study_date(match: Match, header: DicomHeader | None) -> str | None:
+    days, _ = calendar([header.study_date if header else "", match.get("date")])
+    return next((day.strftime("%Y%m%d").rjust(8, "0") for day in days if day), None)
+
+
+def _persons(match: Match, header: DicomHeader | None) -> tuple[str, ...]:
+    told = [name for row in match.rows for name in (*row.names, *row.get("name").split("\n"))]
+    stated = header.names if header is not None else ()
+    return tuple(dict.fromkeys(name for name in (*stated, *told) if name.strip()))
+
+
+def _identifiers(match: Match, header: DicomHeader | None) -> tuple[str, ...]:
+    stated = (header.patient_id, header.accession) if header is not None else ()
+    told = [row.get(role) for row in match.rows for role in ("patient", "accession", "study")]
+    noted = [found for row in match.rows for found in row.ids]
+    several = (*stated, *told, *noted)
+    return tuple(dict.fromkeys(found for found in several if len(found.strip()) >= _MIN_ID))
 
 
 def _shown(columns: Columns) -> dict[str, str]:
@@ -191,7 +307,8 @@ def _shown(columns: Columns) -> dict[str, str]:
 
 def _find_tables(
     source: Path, files: Sequence[SourceFile], table: Path | None, labels: Path | None, boxes: Path | None
-) -> tuple[Path | None, Path | None, Path | None]:
+) -> dict[str, Path]:
+    """Return the tables by their use: ``table``, ``labels``, ``boxes``; those that are there."""
     here = [f.path for f in files if f.kind == "table" and f.path.parent == source]
 
     def named(word: str) -> list[Path]:
@@ -209,24 +326,22 @@ def _find_tables(
                 hint="Name one: --table PATH.",
             )
         table = next(iter(preferred or rest), None)
-    if table is None and labels is None:
-        raise BadTable(
-            f"no report table was found among {len(files)} files of the source.",
-            hint="Name one: --table PATH. Allowed are CSV, TSV and Parquet.",
-        )
-    return table, labels, boxes
+    found = {"table": table, "labels": labels, "boxes": boxes}
+    return {use: path for use, path in found.items() if path is not None}
 
 
-def _study(reports: ReportTable, row: Row | None, image: FoundImage) -> str:
+def _study(match: Match, image: FoundImage) -> str:
     if image.header is not None and (image.header.study_uid or image.header.accession):
         return image.header.study_uid or image.header.accession
-    if row is not None:
-        for role in ("study_uid", "accession", "study"):
-            if value := reports.get(row, role):
-                return value
-        if len(reports.image_names(row)) > 1:
-            return f"row {row.line}"
+    for role in ("study_uid", "accession", "study"):
+        if value := match.get(role):
+            return value
+    row = match.rows[0] if match.rows else None
+    if row is not None and row.origin == "table" and len(row.images) > 1:
+        return f"row {row.line}"
     folder, _, _ = image.file.relative.rpartition("/")
+    if match.method == "folder" and row is not None and row.folder == folder:
+        return folder
     return folder if _STUDY_FOLDER.fullmatch(folder.rpartition("/")[2]) else image.file.relative
 
 

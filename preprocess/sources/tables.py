@@ -1,4 +1,4 @@
-"""Tables from outside, read as strings: CSV, TSV, Parquet.
+"""Tables from outside, read as strings: CSV, TSV, Parquet, Excel; and cells that are safe to write.
 
 A table that cannot be read gives :class:`~medvl.errors.BadTable` with the line, never with the cell: a
 cell may name a patient.
@@ -7,27 +7,42 @@ cell may name a patient.
 from __future__ import annotations
 
 import csv
+import datetime
 import io
+import re
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pyarrow
 import pyarrow.parquet
 
-from medvl.errors import BadTable, file_token, nearest
+from medvl.errors import BadTable, MissingDependency, file_token, nearest
+from medvl.preprocess.reports.parsing import MAX_CHARACTERS
 
-__all__ = ["SUFFIXES", "read_table"]
+__all__ = ["SUFFIXES", "TOO_LONG", "read_table", "safe_cell"]
 
-SUFFIXES = (".csv", ".tsv", ".txt", ".parquet", ".pq")
+SUFFIXES = (".csv", ".tsv", ".txt", ".parquet", ".pq", ".xlsx")
+TOO_LONG = "lines with a cell that is too long"
+"""Key of ``DataFrame.attrs``: the lines that were left out because a cell is longer than any report."""
+
+_MAX_WORKBOOK_BYTES = 2**30
+_NUMBER = re.compile(r"[+-]?\d+(?:[.,]\d+)?(?:[eE][+-]?\d+)?%?")
 
 
 def read_table(path: str | Path) -> pd.DataFrame:
-    """Read CSV, TSV or Parquet; every cell is a string, leading zeros stay, the index is the line.
+    """Read CSV, TSV, Parquet or Excel; every cell is a string, leading zeros stay, the index is the line.
 
     UTF-8 with or without BOM, UTF-16 with BOM, and Windows-1252 are understood; the delimiter is the one of
-    comma, semicolon, tab and bar that cuts the first rows most evenly.
+    comma, semicolon, tab and bar that cuts the first rows most evenly. Of a workbook the first sheet with
+    rows is read. A row with a cell longer than any report is left out, its line kept in
+    ``frame.attrs[TOO_LONG]``.
 
     Raises:
+        MissingDependency: a workbook, and openpyxl is not installed.
         BadTable: no such file, not a table, empty, an open quotation mark, a row with another number of
             fields than the header, or two columns of one name.
     """
@@ -40,8 +55,15 @@ def read_table(path: str | Path) -> pd.DataFrame:
         )
     if path.suffix.lower() in (".parquet", ".pq"):
         frame = _read_parquet(path)
+    elif path.suffix.lower() == ".xlsx":
+        frame = _read_workbook(path)
     else:
         frame = _read_delimited(path)
+    long = _longest(frame) > MAX_CHARACTERS
+    if long.any():
+        lines = [int(line) for line in frame.index[long]]
+        frame = frame[~long]
+        frame.attrs[TOO_LONG] = lines
     if frame.empty:
         raise BadTable(
             f"the table {file_token(path)} has no rows.", hint="It needs a header and one row or more."
@@ -64,8 +86,103 @@ def _read_parquet(path: Path) -> pd.DataFrame:
     return pd.DataFrame(cells, index=pd.RangeIndex(1, table.num_rows + 1, name="line"), dtype=str)
 
 
+def _longest(frame: pd.DataFrame) -> pd.Series:
+    """Return the length of the longest cell of each row."""
+    longest = pd.Series(0, index=frame.index)
+    for name in frame.columns:
+        longest = longest.combine(frame[name].map(len), max)
+    return longest
+
+
+def _read_workbook(path: Path) -> pd.DataFrame:
+    try:
+        import openpyxl
+    except ImportError as error:
+        raise MissingDependency("openpyxl", extra="excel") from error
+    refused = BadTable(f"the table {file_token(path)} is not a readable workbook.", hint="Export it as CSV.")
+    try:
+        with zipfile.ZipFile(path) as parts:
+            declared = sum(info.file_size for info in parts.infolist())  # zipfile reads no further than this
+        if declared > _MAX_WORKBOOK_BYTES:
+            raise BadTable(
+                f"the workbook {file_token(path)} unfolds to {declared:,} bytes; the limit is "
+                f"{_MAX_WORKBOOK_BYTES:,}.",
+                hint="Export the sheet as CSV.",
+            )
+        book = openpyxl.load_workbook(path, read_only=True, data_only=True, keep_links=False)
+        sheets = [
+            [[_cell(value) for value in row] for row in sheet.iter_rows(values_only=True)]
+            for sheet in book.worksheets
+        ]
+        book.close()
+    except BadTable:
+        raise
+    except (
+        OSError,
+        ValueError,
+        TypeError,
+        KeyError,
+        AttributeError,
+        IndexError,
+        zipfile.BadZipFile,
+    ) as error:
+        raise refused from error
+    except SyntaxError as error:  # what ElementTree raises for broken XML
+        raise refused from error
+    numbered = [[(line, row) for line, row in enumerate(sheet, 1) if any(row)] for sheet in sheets]
+    rows = next((sheet for sheet in numbered if len(sheet) > 1), [])
+    if not rows:
+        raise BadTable(
+            f"the table {file_token(path)} has no rows.", hint="It needs a header and one row or more."
+        )
+    width = max(i for _, row in rows for i, cell in enumerate(row, 1) if cell)
+    header = _header([*rows[0][1][:width], *[""] * (width - len(rows[0][1]))], path)
+    cells = [[*row[:width], *[""] * (width - len(row))] for _, row in rows[1:]]
+    lines = pd.Index([line for line, _ in rows[1:]], name="line", dtype="int64")
+    return pd.DataFrame(cells, columns=header, index=lines, dtype=str)
+
+
+def _cell(value: Any) -> str:
+    """Return a cell of a workbook as an export to CSV writes it; a whole number has no ``.0``."""
+    if value is None:
+        return ""
+    if isinstance(value, datetime.datetime):
+        return value.isoformat(" ").removesuffix(" 00:00:00")
+    if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
+        return str(int(value))
+    return str(value).strip()
+
+
+def safe_cell(cell: str) -> str:
+    """Return a cell that no spreadsheet takes for a formula: a quote before ``= + - @``, tab and return.
+
+    Numbers stay numbers.
+
+    Examples:
+        >>> safe_cell("=HYPERLINK(1)"), safe_cell("-4.2"), safe_cell("- no effusion"), safe_cell("fine")
+        ("'=HYPERLINK(1)", '-4.2', "'- no effusion", 'fine')
+    """
+    risky = cell.lstrip(" ")[:1] in ("=", "+", "-", "@", "\t", "\r", "\n", "|", "%")
+    return f"'{cell}" if risky and cell and not _NUMBER.fullmatch(cell) else cell
+
+
+@contextmanager
+def _long_cells() -> Iterator[None]:
+    """Let the csv module read any cell; what is too long for a report costs its row, not the table."""
+    before = csv.field_size_limit(2**31 - 1)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(before)
+
+
 def _read_delimited(path: Path) -> pd.DataFrame:
     text = _decode(path)
+    with _long_cells():
+        return _split(text, path)
+
+
+def _split(text: str, path: Path) -> pd.DataFrame:
     delimiter = _delimiter(text, prefer="\t" if path.suffix.lower() == ".tsv" else ",")
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     rows: list[list[str]] = []
