@@ -71,8 +71,8 @@ class PixelSpec(Spec):
         height, width = image.array.shape[1:]
         scale = min(1.0, self.longest_px / max(height, width))
         size = (max(1, round(height * scale)), max(1, round(width * scale)))
-        means = _luminance(np.stack([area_mean(channel, size) for channel in image.array[:3]]))
-        shown = self._show(image)(means)
+        means = [area_mean(channel, size) for channel in image.array[:3]]
+        shown = self._show(image)(means[0] if len(means) == 1 else _luminance(np.stack(means)))
         return np.rint(shown, out=shown).astype(np.uint8)
 
     def _show(self, image: Image) -> Callable[[Rows], Rows]:
@@ -169,8 +169,6 @@ class InputSpec(Spec):
 
 
 def _luminance(array: Shaped[np.ndarray, "channels rows width"]) -> Rows:
-    if array.shape[0] == 1:
-        return array[0].astype(np.float32, copy=False)
     red, green, blue = array[:3].astype(np.float32)
     return np.float32(0.299) * red + np.float32(0.587) * green + np.float32(0.114) * blue  # ITU-R BT.601
 

@@ -46,6 +46,7 @@ NATIVE = {
     "1.2.840.10008.1.2.2",
 }
 JPEG_EXTENDED = "1.2.840.10008.1.2.4.51"
+STRIP_BYTES = 2**18
 CODEC_WORDS = 160
 """How many bytes of a codec's own complaint go into the message."""
 _STDERR = threading.Lock()
@@ -160,11 +161,16 @@ def _native(part10: Part10, layout: PixelLayout, *, frame: int) -> Shaped[np.nda
     kind = "ui"[layout.signed] if part10.pixel_keyword == "PixelData" else "f"
     pixels = np.empty((layout.rows, layout.columns), f"{order}{kind}{layout.bits_allocated // 8}")
     part10.stream.seek(part10.pixel_start + frame * layout.frame_bytes)
-    part10.stream.readinto(pixels.data.cast("B"))
+    rows = max(1, STRIP_BYTES // pixels[0].nbytes)
+    for top in range(0, layout.rows, rows):  # unused bits are cleared while the strip is in the cache
+        strip = pixels[top : top + rows]
+        part10.stream.readinto(strip.data.cast("B"))
+        if part10.little_endian and kind != "f":
+            _clear_unused_bits(strip, layout)
     if not part10.little_endian:
         pixels = pixels.astype(pixels.dtype.newbyteorder("="))
-    if kind != "f":
-        _clear_unused_bits(pixels, layout)
+        if kind != "f":
+            _clear_unused_bits(pixels, layout)
     return pixels
 
 
