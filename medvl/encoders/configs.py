@@ -20,6 +20,7 @@ __all__ = [
     "load_backbone",
     "model_directory",
     "position_offset",
+    "read_config",
 ]
 
 FAMILIES: dict[str, str] = {
@@ -183,7 +184,7 @@ def load_backbone(
     from transformers import AutoModel
     from transformers.utils import logging
 
-    config = _read_config(directory)
+    config = read_config(directory)
     made = _configured(config, bidirectional=bidirectional)
     verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()  # what does not match is raised below, not logged
@@ -225,7 +226,12 @@ def load_backbone(
     return model, config
 
 
-def _read_config(directory: Path) -> dict[str, Any]:
+def read_config(directory: Path) -> dict[str, Any]:
+    """Return the allowed configuration of a model directory; stray keys are left behind.
+
+    Raises:
+        ConfigError: there is no readable ``config.json``, or see :func:`check_config`.
+    """
     path = directory / "config.json"
     if not path.is_file() or path.stat().st_size > _MAX_CONFIG_BYTES:
         raise ConfigError(

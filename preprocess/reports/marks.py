@@ -10,11 +10,14 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from medvl.preprocess.reports.rules import PriorPhrases, Rules, find_tags, load_rules
+from medvl.preprocess.reports.rules import Rules, find_tags, load_rules
 from medvl.records import Change
 from medvl.specs import PLACEHOLDER, RAW_PLACEHOLDER, fold
 
 __all__ = ["read_sentence"]
+
+LONGEST = 2_000
+"""No phrase is looked for in a longer stretch: it is no sentence, and each removal reads all of it."""
 
 
 @functools.lru_cache(maxsize=1 << 14)  # reports repeat their sentences: two in three of real ones
@@ -38,15 +41,16 @@ def read_sentence(sentence: str, section: str, parser: str) -> tuple[tuple[str, 
     rules = load_rules(parser)
     rest = _Rest.of(sentence)
     if _may_hold(rest.text):
-        _drop_clauses(rest, rules)
+        if len(rest.text) <= LONGEST:
+            _drop_clauses(rest, rules)
         if not any(char.isalnum() for char in PLACEHOLDER.sub("", rest.text)):
             return tuple(sorted({*find_tags(sentence, section, parser), "empty"})), ()
         for match in RAW_PLACEHOLDER.finditer(rest.text):
             kind = _type(rest.text, match, rules)
             rest.mark(match.start(), match.end(), "placeholder", f"[{kind}]" if kind else "")
     tags = find_tags(rest.text, section, parser)
-    if "prior-mixed" in tags:
-        _drop_priors(rest, rules.priors, rules.protected)
+    if "prior-mixed" in tags and len(rest.text) <= LONGEST:
+        _drop_priors(rest, rules)
     return tags, tuple(sorted(rest.marks, key=lambda mark: (mark.start, -mark.end)))
 
 
@@ -95,6 +99,7 @@ class _Rest:
 
 
 def _guarded(text: str, protected: re.Pattern[str]) -> list[str]:
+    """Return the numbers, comparators, negations and sides of a text; those inside placeholders are none."""
     return protected.findall(PLACEHOLDER.sub("\0", text))
 
 
@@ -155,7 +160,9 @@ def _type(text: str, match: re.Match[str], rules: Rules) -> str:
     return ""
 
 
-def _drop_priors(rest: _Rest, priors: PriorPhrases, protected: re.Pattern[str]) -> None:
+def _drop_priors(rest: _Rest, rules: Rules) -> None:
+    priors, protected = rules.priors, rules.protected
+
     def adverbial(match: re.Match[str]) -> bool:
         if _word_after(rest.text, match.end()) in priors.belongs:
             return False
@@ -167,7 +174,7 @@ def _drop_priors(rest: _Rest, priors: PriorPhrases, protected: re.Pattern[str]) 
 
     def adjective(match: re.Match[str]) -> bool:
         text, start, end = rest.text, match.start(), match.end()
-        if not priors.negations.isdisjoint(_words(text[:start])) or not _describes(text, start, end, priors):
+        if not priors.negations.isdisjoint(_words(text[:start])) or not _describes(text, start, end, rules):
             return False
         if priors.order == "after":
             return rest.cut(start - 1, end, "prior phrase", protected)
@@ -184,11 +191,16 @@ def _drop_priors(rest: _Rest, priors: PriorPhrases, protected: re.Pattern[str]) 
     _each(rest, priors.adjectives, adjective)
 
 
-def _describes(text: str, start: int, end: int, priors: PriorPhrases) -> bool:
+def _describes(text: str, start: int, end: int, rules: Rules) -> bool:
     """Say whether an adjective at ``text[start:end]`` stands with a finding, and alone with it."""
+    priors = rules.priors
+
+    def noun(word: str) -> bool:
+        return word in priors.nouns or rules.stems.search(word) is not None
+
     if priors.order == "after":
         before = _words(text[:start])[-4:]
-        near = [word for word in before if word in priors.nouns]
+        near = [word for word in before if noun(word)]
         last = before[-1] if before else ""
         closed = _BOUNDARY.match(text, end) is not None
         return bool(near) and last not in priors.breaks and text[start - 1] == " " and closed
@@ -197,7 +209,7 @@ def _describes(text: str, start: int, end: int, priors: PriorPhrases) -> bool:
         return False
     stretch = re.match(r" [^.,;:()]*", text[end:])
     for number, word in enumerate(_words(stretch[0]) if stretch else ()):
-        if word in priors.nouns:
+        if noun(word):
             return True
         if word in priors.breaks or number == 4:
             return False

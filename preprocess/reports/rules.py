@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,11 +60,13 @@ class Rules:
         section_tags: section name to the tag of all its sentences.
         abbreviations: words before a full stop that ends no sentence; ``titles`` never do, ``numbered`` ones
             before a number do not; ``ordinals``: words before which a number and a stop are an ordinal.
-        finding: words for what a picture can show; ``picture``: words for the picture itself;
+        starters: where there are any, an abbreviation ends its sentence only before one of these words.
+        finding: words for what a picture can show; ``stems``: parts of such words; ``picture``: words for the
+            picture itself;
             ``comparison``: all words that the mere name of an earlier study may have.
         condition: words that open an advice with its condition.
         tags: tag to its rule.
-        protected: words whose number no removal may change.
+        protected: words and figures whose number no removal may change; ``counted``: the same by kind.
         clauses, opening: clauses that say nothing but a placeholder; the second only after a comma.
         types: type of a placeholder, what stands before it, what after.
         inside: type of a placeholder, the words inside its brackets.
@@ -80,12 +82,15 @@ class Rules:
     titles: frozenset[str]
     numbered: frozenset[str]
     ordinals: frozenset[str]
+    starters: frozenset[str]
+    stems: re.Pattern[str]
     finding: frozenset[str]
     picture: frozenset[str]
     comparison: frozenset[str]
     condition: tuple[str, ...]
     tags: dict[str, TagRule]
     protected: re.Pattern[str]
+    counted: dict[str, re.Pattern[str]]
     clauses: re.Pattern[str]
     opening: re.Pattern[str]
     types: tuple[tuple[str, re.Pattern[str] | None, re.Pattern[str] | None], ...]
@@ -121,6 +126,7 @@ def load_rules(parser: str) -> Rules:
     for name, part in data["parts"].items():
         parts[name] = _fill(part, parts)
     prior = data["prior_phrases"]
+    counted = {kind: rf"{_SIGNS.get(kind, '')}\b(?:{words})\b" for kind, words in data["protected"].items()}
     return Rules(
         headings=headings,
         strict=frozenset(data["strict"]),
@@ -132,9 +138,11 @@ def load_rules(parser: str) -> Rules:
             re.MULTILINE,
         ),
         section_tags=data["section_tags"],
+        stems=re.compile(data.get("stems") or "(?!)"),
         condition=tuple(f"{word} " for word in data["condition"]),
         tags={tag: _tag_rule(rule) for tag, rule in data["tags"].items()},
-        protected=re.compile(rf"[<>≤≥=±~]|\d+|{data['protected']}", re.IGNORECASE),
+        protected=re.compile("|".join(counted.values()), re.IGNORECASE),
+        counted={kind: re.compile(words, re.IGNORECASE) for kind, words in counted.items()},
         clauses=_whole(data["clauses"].get("anywhere", ()), parts),
         opening=_whole(data["clauses"].get("start", ()), parts),
         types=tuple((kind, _search(before), _search(after)) for kind, before, after in data["placeholders"]),
@@ -154,7 +162,17 @@ def load_rules(parser: str) -> Rules:
     )
 
 
-_WORD_LISTS = ("abbreviations", "titles", "numbered", "ordinals", "finding", "picture", "comparison")
+_SIGNS = {"number": r"\d+(?:[.,]\d+)*(?:\s?(?:mm|cm|ml|cc|hu|he|uh)\b|\s?%)?|", "comparator": "[<>≤≥=±~]|"}
+_WORD_LISTS = (
+    "abbreviations",
+    "titles",
+    "numbered",
+    "ordinals",
+    "starters",
+    "finding",
+    "picture",
+    "comparison",
+)
 
 
 def _fill(pattern: str, parts: dict[str, str]) -> str:
@@ -191,7 +209,7 @@ def find_tags(sentence: str, section: str, parser: str) -> tuple[str, ...]:
     if not any(char.isalnum() for char in bare):
         return tuple(sorted(tags | {"empty"}))
     words = set(_WORD.findall(bare))
-    shows = not rules.finding.isdisjoint(words)
+    shows = _names_finding(bare, words, rules)
     for tag, rule in rules.tags.items():
         where = _first(lower, words, rule)
         if where >= 0 and not (tag == "technique" and shows):
@@ -226,20 +244,24 @@ def _anywhere(lower: str, where: int, rules: Rules) -> bool:
     return True
 
 
+def _names_finding(lower: str, words: Iterable[str], rules: Rules) -> bool:
+    return not rules.finding.isdisjoint(words) or rules.stems.search(lower) is not None
+
+
 def _before(lower: str, where: int, rules: Rules) -> bool:
     """Say whether a finding is named before an advice, and not as its condition."""
-    return not lower.startswith(rules.condition) and not rules.finding.isdisjoint(
-        _WORD.findall(lower[:where])
-    )
+    before = lower[:where]
+    return not lower.startswith(rules.condition) and _names_finding(before, _WORD.findall(before), rules)
 
 
 def _seen(lower: str, where: int, rules: Rules) -> bool:
     """Say whether a sentence of history goes on to tell what a picture shows."""
     if _before(lower, where, rules):
         return True
-    words = _WORD.findall(lower)
-    first = next((i for i, word in enumerate(words) if word in rules.picture), len(words))
-    return not rules.finding.isdisjoint(words[first:])
+    for match in _WORD.finditer(lower):
+        if match[0] in rules.picture:
+            return _names_finding(lower[match.end() :], _WORD.findall(lower, match.start()), rules)
+    return False
 
 
 _MIXED: dict[str, Callable[[str, int, Rules], bool]] = {

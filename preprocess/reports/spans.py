@@ -198,9 +198,9 @@ def _is_stop(text: str, start: int, match: re.Match[str], end: int, rules: Rules
         return True
     if mark.count(".") > 1 or "\u2026" in mark:
         return nearby.isupper() or nearby.isdigit()
-    if last.lower().strip(".") in rules.abbreviations and _abbreviates(last.lower(), nearby, rules):
+    if last.lower().strip(".") in rules.abbreviations and _abbreviates(last.lower(), following, rules):
         return False
-    if last.isdigit() and not rules.ordinals.isdisjoint(re.findall(r"\w+", following.lower())[:1]):
+    if rules.ordinals and last.isdigit() and (nearby.islower() or _first_word(following) in rules.ordinals):
         return False
     if last.isdigit() and nearby.isdigit():
         marker = _MARKER.match(following)
@@ -208,11 +208,18 @@ def _is_stop(text: str, start: int, match: re.Match[str], end: int, rules: Rules
     return not (len(last) == 1 and last.isupper() and _initial(text, start, match.start() - 1, nearby))
 
 
-def _abbreviates(word: str, nearby: str, rules: Rules) -> bool:
+def _abbreviates(word: str, following: str, rules: Rules) -> bool:
     """``no.`` abbreviates only before a number; a side or a unit only before a small letter."""
     if word in rules.numbered:
-        return nearby.isdigit()
-    return word in rules.titles or not nearby.isupper()
+        return following[:1].isdigit()
+    if rules.starters:
+        return _first_word(following) not in rules.starters
+    return word in rules.titles or not following[:1].isupper()
+
+
+def _first_word(text: str) -> str:
+    match = re.match(r"\w+", text)
+    return match[0].lower() if match else ""
 
 
 def _initial(text: str, start: int, place: int, nearby: str) -> bool:
