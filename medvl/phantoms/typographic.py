@@ -117,9 +117,7 @@ def paint_words(
         (True, 'NODULE')
     """
     if not words.strip():
-        raise UsageError(
-            f"the words are {words!r}, but at least one letter is painted.", hint="Try 'NODULE'."
-        )
+        raise UsageError(f"the words are {words!r}, but a letter is needed.", hint="Try 'NODULE'.")
     if not height_px > 0:
         raise UsageError(f"height_px is {height_px}, but a letter is higher than 0.", hint="Try 12.")
     rng = np.random.default_rng([seed, 17])

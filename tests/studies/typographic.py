@@ -82,9 +82,9 @@ def derive(store: Path, out: Path, change: Change) -> None:
     draft.rename(out)
 
 
-def stores(out: Path, *, n: int, seed: int, share: float, height: float) -> dict[str, Path]:
+def stores(out: Path, *, n: int, level: str, seed: int, share: float, height: float) -> dict[str, Path]:
     """Make the phantoms, their painted twins and one store for each training and each test."""
-    medvl.phantom(out / "films", n=n, seed=seed, workers=1)
+    medvl.phantom(out / "films", n=n, seed=seed, level=level, workers=1)
     for mode, part in (("right", share), ("wrong", 1.0)):
         if not (out / mode / "attack.json").exists():
             shutil.rmtree(out / mode, ignore_errors=True)
@@ -210,19 +210,47 @@ def tables(results: dict[str, dict[str, Number]]) -> list[str]:
     return lines
 
 
+def write_table(
+    asked: argparse.Namespace,
+    results: dict[str, dict[str, Number]],
+    counts: dict[str, int],
+    cost: float,
+    *,
+    tested: Figures,
+) -> None:
+    """Write and print what is known so far."""
+    learnt = json.loads((asked.out / "regions-right.json").read_text())
+    saying = sum(any(r["kind"] == "text" for r in regions) for regions in learnt.values())
+    films = ", ".join(f"{name} {count} training films" for name, count in counts.items())
+    text = [
+        f"n = {asked.n} phantom studies, level {asked.level}, seed {asked.seed}; {asked.share:.0%} of the "
+        f"training films with a finding say it, capitals {asked.height:.0%} of the longer side; {films}; "
+        f"text found on {saying} of {len(learnt)} training and validation films; {asked.steps} steps at "
+        f"{asked.size_px} px; {len(tested.named)} test films of {tested.bootstrap.count} patients, "
+        f"bootstrap over patients, {RESAMPLES} resamples; {cost:.0f} CPU-s a training at most.",
+        "",
+        *tables(results),
+    ]
+    (asked.out / "table.md").write_text("\n".join(text) + "\n")
+    print("\n".join(text))
+
+
 def main() -> None:
     """Make the data, run every training that is not there yet, print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path)
-    parser.add_argument("--n", type=int, default=500)
+    parser.add_argument("--n", type=int, default=400)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--share", type=float, default=0.7)
-    parser.add_argument("--height", type=float, default=0.06)
-    parser.add_argument("--size-px", type=int, default=96)
+    parser.add_argument("--level", default="hard")
+    parser.add_argument("--share", type=float, default=1.0)
+    parser.add_argument("--height", type=float, default=0.1)
+    parser.add_argument("--size-px", type=int, default=64)
     parser.add_argument("--steps", type=int, default=400)
     asked = parser.parse_args()
     asked.out.mkdir(parents=True, exist_ok=True)
-    made = stores(asked.out, n=asked.n, seed=asked.seed, share=asked.share, height=asked.height)
+    made = stores(
+        asked.out, n=asked.n, level=asked.level, seed=asked.seed, share=asked.share, height=asked.height
+    )
     cases = test_cases(made["clean"])
     assert [r.record_id for r in cases.images] == [r.record_id for r in test_cases(made["attacked"]).images]
     figures = Figures(cases, painted_findings(asked.out, cases))
@@ -246,20 +274,7 @@ def main() -> None:
         costs.append(values["cost"]["cpu_s"])
         counts[name] = sum(record.split == "train" for record in Store(made[name]).records)
         print(name, {k: round(v.value, 3) for k, v in results[name].items()}, flush=True)
-    learnt = json.loads((asked.out / "regions-right.json").read_text())
-    saying = sum(any(r["kind"] == "text" for r in regions) for regions in learnt.values())
-    text = [
-        f"n = {asked.n} phantom studies, level middle, seed {asked.seed}, {asked.steps} steps at "
-        f"{asked.size_px} px, {', '.join(f'{k} {v} training films' for k, v in counts.items())}; "
-        f"text found on {saying} of {len(learnt)} training and validation films; "
-        f"{len(cases.images)} test films of {figures.bootstrap.count} patients, bootstrap over patients, "
-        f"{RESAMPLES} resamples; "
-        f"{max(costs):.0f} CPU-s a training at most.",
-        "",
-        *tables(results),
-    ]
-    (asked.out / "table.md").write_text("\n".join(text) + "\n")
-    print("\n".join(text))
+        write_table(asked, results, counts, max(costs), tested=figures)
 
 
 if __name__ == "__main__":
