@@ -17,12 +17,12 @@ def _any(words: str) -> str:
 
 # Words that end a name, or that stand where a name could: the next heading, a department, a sex.
 _STOP = _any(
-    """AND OR AT ON IN FROM TO THE THIS THAT WITH FOR BY OF WAS IS WERE HAS AS VIA PER WHO CT MRI? PET US XR CXR A AN HIS
+    r"""AND OR AT ON IN FROM TO THE THIS THAT WITH FOR BY OF WAS IS WERE HAS AS VIA PER WHO CT MRI? PET US XR CXR A AN HIS
     HER OUR FINDINGS? IMPRESSION TECHNIQUE COMPARISON INDICATION HISTORY EXAM(?:INATION)? REPORT DATE TIME CHEST RADIOLOGY
     CARDIOLOGY PATHOLOGY DEPARTMENT SERVICE TEAM PHONE TELEPHONE MALE FEMALE UNKNOWN NONE NO NOT SUPINE EMERGENCY
-    ONCOLOGY SURGERY PATIENT TECHNOLOGIST RADIOLOGIST NEURORADIOLOGY MRN DOB ACCESSION REGARDING DICTATED SIGNED"""
+    ONCOLOGY SURGERY PATIENT TECHNOLOGIST RADIOLOGIST NEURORADIOLOGY MRN DOB ACCESSION REGARDING DICTATED SIGNED M\.?D D\.?O RN NP PA RT PH\.?D"""
 )
-_W = rf"(?!(?i:{_STOP})\b|X+\b)[A-ZÀ-Þ][\w'’-]+"
+_W = rf"(?!(?i:{_STOP})\b|X+\b)[A-ZÀ-Þ](?:[\w-]|['’](?=\w\w))+"
 _I = r"[A-Z]\b\.?"
 _NAME = rf"(?:{_I} ?){{0,2}}{_W}(?: (?:{_I} )?{_W}){{0,2}}"
 _LAST_FIRST = rf"{_W}(?: {_W})?, ?{_W}(?: {_I})?"
@@ -92,7 +92,7 @@ _GENERIC = _any(
     BEFORE AFFILIATED COMMUNITY TRANSFERRED ADMITTED SEEN HIS HER WAS IS DEPARTMENT TEACHING PULMONOLOGY RHEUMATOLOGY
     COAGULATION ANTICOAGULATION MEDICINE NEUROLOGY SPECIALTY HEALTH MEDICAL"""
 )
-_H = rf"(?!(?i:{_GENERIC})\b|X+\b)[A-Z][\w'’&-]*\.?"
+_H = rf"(?:(?:St|Mt|Ft)\.|(?!(?i:{_GENERIC})\b|X+\b)[A-Z][\w'’&-]*)"
 _SORTS = _any(
     "general university regional community memorial children's county medical teaching veterans? district city health cancer"
     " care imaging"
@@ -114,6 +114,10 @@ _OLD = re.compile(
 _AGED = re.compile(r"\b(?i:aged?)(?: is|:|=| of)? ?(?P<age>9\d|1[0-4]\d)(?![\d+%]|\.\d| ?(?:mm|cm))")
 
 
+LEAST_DIGITS = 4
+"""Of a telephone number or an extension: a cell of 12 mm has none."""
+
+
 def find_patterns(text: str, low: str) -> Iterator[Span]:
     """Yield what identifies by itself, each with its token.
 
@@ -132,7 +136,10 @@ def _by(pattern: re.Pattern[str], kind: str) -> Callable[[str], Iterator[Span]]:
 
     def find(text: str) -> Iterator[Span]:
         for match in pattern.finditer(text):
-            if match[group] is not None and not _inside_word(text, match.start()):
+            found = match[group] or ""
+            if kind == "phone" and sum(map(str.isdigit, found)) < LEAST_DIGITS:
+                continue
+            if found and not _inside_word(text, match.start()):
                 yield Span(*match.span(group), kind, f"[{kind}]")
 
     return find
