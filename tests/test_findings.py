@@ -151,7 +151,7 @@ CXR = [
     ("The costophrenic angles are sharp.", "-eff"),
     ("The mediastinum is not widened.", "-med"),
     ("Mediastinal contours are within normal limits.", "-med"),
-    ("The cardiomediastinal silhouette is normal.", "-card -med"),
+    ("The cardiomediastinal silhouette is normal.", "-med"),
     ("Heart size and mediastinal contours are normal.", "-card -med"),
     ("Cardiac and mediastinal contours are unremarkable.", "-card -med"),
     ("Normal heart size and clear lungs.", "-card -opac"),

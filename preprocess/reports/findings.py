@@ -8,9 +8,10 @@ of CT-RATE). A finding that is not named has no state, and none is inferred from
 from __future__ import annotations
 
 import functools
+import re
 from dataclasses import dataclass
 
-from medvl.preprocess.reports.findings_lexicon import VOCABULARIES, Lexicon, load_lexicon, marks_of, tokens_of
+from medvl.preprocess.reports.findings_lexicon import VOCABULARIES, Lexicon, Token, load_lexicon, marks_of, tokens_of
 from medvl.preprocess.reports.findings_scope import Claim, claims_of
 from medvl.records import LabelState, Report
 
@@ -25,6 +26,14 @@ _ELSEWHERE = frozenset(
 """Sections that do not describe this image."""
 _NOT_IMAGE = frozenset({"history", "technique", "recommendation", "communication", "identity", "comparison", "empty"})
 """Tags of sentences that do not describe this image."""
+
+
+_HEADING = re.compile(
+    r"\W*(?:(?:clinical|brief|relevant|patient) )?(?:indications?|history|information|question|reason|technique"
+    r"|comparison|recommendations?|procedure)(?: for (?:the |this )?(?:exam|examination|study))? ?:",
+    re.IGNORECASE,
+)
+"""Opens a sentence that does not describe this image, where nobody has parted the text into sections."""
 
 
 @dataclass(frozen=True)
@@ -75,10 +84,17 @@ def mentions(text: str, *, vocabulary: str) -> tuple[Mention, ...]:
     """
     lexicon = load_lexicon(vocabulary)
     tokens = tokens_of(text, lexicon)
+    if _HEADING.match(text):
+        tokens = _after_first_stop(tokens)
     marks = marks_of(tokens, lexicon)
     spans = [(tokens[mark.first][1], tokens[mark.last][2]) for mark in marks]
     claims = claims_of(tokens, marks, devices=lexicon.devices, normal=lexicon.normal)
     return tuple(_mention(claim, spans) for claim in claims)
+
+
+def _after_first_stop(tokens: list[Token]) -> list[Token]:
+    stop = next((place for place, token in enumerate(tokens) if token[0] == "."), len(tokens))
+    return tokens[stop:]
 
 
 def _mention(claim: Claim, spans: list[tuple[int, int]]) -> Mention:

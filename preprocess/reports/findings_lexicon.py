@@ -289,7 +289,7 @@ def tokens_of(text: str, lexicon: Lexicon) -> list[Token]:
         ):
             continue  # a hyphen inside a word
         tokens.append((lexicon.word(raw), start, end))
-        if raw == "?" and text[end : end + 2].strip()[:1].isupper():
+        if raw == "?" and len(tokens) > 1 and text[end : end + 1].isspace() and text[end + 1 : end + 2].isupper():
             tokens.append((".", end, end))
     return tokens
 

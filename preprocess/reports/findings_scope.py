@@ -11,13 +11,14 @@ from medvl.records import LabelState
 
 __all__ = ["Claim", "claims_of"]
 
-_REACH = 40
+_REACH = 30
 """Marks that a scope may span; it bounds the work on any text."""
 _PLACES = 16
 _BOUNDARY = ("comma", "and")
 _JOINTS = ("comma", "and", "or", "slash")
 _VERBS = ("verb", "verbs", "exist")
 _CHOICE = {"or", "comma", "degree", "", "and", "slash"}
+_PREDICATES = ("unchanged", "changed", "uncertain")
 _NEAR = ("absent_near", "uncertain_near", "prior", "removed")
 _LASTING = ("fracture",)
 """Findings that a "prior" one still is."""
@@ -118,7 +119,9 @@ class _Reading:
     def _changes(self, verb: int) -> bool:
         """Say whether a verb is followed by a cue of change or by a state of health."""
         after = self.marks[verb + 1].entry if verb + 1 < len(self.marks) else None
-        return after is not None and (after.post in ("unchanged", "changed") or any(s.normal for s in after.signs))
+        if self.marks[verb].entry.post in _PREDICATES:
+            return True
+        return after is not None and (after.post in _PREDICATES or any(sign.normal for sign in after.signs))
 
     # What is named
 
@@ -166,25 +169,26 @@ class _Reading:
                     return self._joined(j, 1, wanted)
                 if not adjective:
                     return []
-            elif entry.content:
+            elif entry.content or entry.pre in ("absent", "uncertain", "unsaid"):
                 return None
         return None
 
     def _left(self, i: int, wanted: frozenset[str]) -> list[int] | None:
         """Search before the sign, not beyond another place's noun nor another sign's clause."""
-        marks, passed, signs, joints = self.marks, False, False, False
+        marks, passed, signs, joints, tied = self.marks, False, False, False, False
         for j in range(i - 1, max(i - _PLACES, -1), -1):
             entry = marks[j].entry
             if marks[j].clause != marks[i].clause or entry.struct in ("with", "break"):
                 return None
-            joints |= entry.struct in _JOINTS
+            joints |= entry.struct in _BOUNDARY
+            tied |= entry.struct in _JOINTS
             if entry.sites:
-                if entry.sites & wanted and not (passed and (self._adjective(j) or not joints)):
+                if entry.sites & wanted and not (passed and (self._adjective(j) or not tied)):
                     return self._joined(j, -1, wanted)
                 passed = True
             elif entry.content:
                 signs = True
-            if signs and joints:
+            if (signs and joints) or entry.findings:
                 return None
         return None
 
@@ -193,7 +197,7 @@ class _Reading:
         for j in range(i - 1, max(i - _PLACES, -1), -1):
             if self.tokens[self.marks[j].first][0] == ".":
                 break
-            if self.marks[j].entry.sites & wanted:
+            if self.marks[j].clause != self.marks[i].clause and self.marks[j].entry.sites & wanted:
                 return [j]
         return []
 
@@ -245,9 +249,11 @@ class _Reading:
         return "pre" if ahead else "post"
 
     def _answers(self, i: int) -> bool:
-        """Say whether "no" answers a heading: "Effusion: no"."""
-        place = self.marks[i].first
-        return place > 0 and self.tokens[place - 1][0] == ":" and not self._ahead(i) and self._behind(i)
+        """Say whether "no" answers a heading ("Effusion: no") or ends a clause ("a pneumothorax is not")."""
+        first, after = self.marks[i].first, self.marks[i].last + 1
+        ends = after == len(self.tokens) or self.tokens[after][0] in ".;,"
+        heading = first > 0 and self.tokens[first - 1][0] == ":"
+        return (heading or (ends and self.tokens[first][0] == "not")) and not self._ahead(i) and self._behind(i)
 
     def _ahead(self, i: int) -> bool:
         """Say whether a finding follows before the next joint or verb."""
@@ -337,7 +343,9 @@ class _Reading:
                 kind = "absent" if claim.finding in self.devices else "changed"
             kinds.setdefault(kind.removesuffix("_near"), mark)
         last = after[0][0] if after else ""
-        if last == "absent" or (last == "removed" and "absent" in kinds):
+        if "doubted" in kinds:
+            self._set(claim, "uncertain", kinds["doubted"])
+        elif last == "absent" or (last == "removed" and "absent" in kinds):
             self._set(claim, "absent", kinds["absent"])
         elif "unsaid" in kinds and last != "unchanged":
             self._set(claim, "", kinds["unsaid"])
