@@ -19,10 +19,11 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from jaxtyping import Bool, Int
+from jaxtyping import Bool
 
 from medvl.errors import StoreError
 from medvl.notice import NOTICE
+from medvl.preprocess.groups import Column, Rows, records_table
 from medvl.preprocess.sides import box_against_words, side_of_view
 from medvl.records import IS_PRESENT, Record
 from medvl.specs import PLACEHOLDER
@@ -33,7 +34,6 @@ __all__ = ["Check", "StoreCheck", "check_records", "check_store"]
 
 Level = Literal["ok", "note", "problem"]
 Progress = Callable[[int, int, str], None]
-Rows = Int[np.ndarray, " _"]
 
 _SHOWN = 12
 _FEW_LETTERS = 5
@@ -59,7 +59,6 @@ _COLUMNS = (
     "pixel_digest",
     "report_digest",
 )
-_JSON = ("labels", "said", "boxes")
 
 
 @dataclass(frozen=True)
@@ -166,82 +165,18 @@ def check_records(records: Sequence[Record], *, shown: int | None = _SHOWN) -> l
     Returns:
         One check a question, in a fixed order, with the number of findings.
     """
-    columns: dict[str, list[Any]] = {
-        name: [getattr(record, name) for record in records] for name in _COLUMNS if name not in _JSON
-    }
-    for name in ("labels", "said"):
-        columns[name] = [json.dumps(getattr(record, name)) for record in records]
-    columns["boxes"] = [
-        json.dumps([dataclasses.asdict(box) for box in record.boxes]) if record.boxes else "[]"
-        for record in records
-    ]
-    lists = {"retrieval": pa.list_(pa.string()), "shape": pa.list_(pa.int32())}
-    table = pa.table(
-        {
-            name: pa.chunked_array(
-                [pa.array([_plain(value) for value in values], lists.get(name, pa.string()))]
-            )
-            for name, values in columns.items()
-        }
-    )
-    return _index_checks(table, shown=shown, digests={})
-
-
-def _plain(value: Any) -> Any:
-    """Replace lone surrogates, which Arrow cannot hold."""
-    if isinstance(value, tuple):
-        return [_plain(each) for each in value]
-    return value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
-
-
-class _Column:
-    """One column as integer codes, and its groups of equal values."""
-
-    def __init__(self, column: pa.ChunkedArray) -> None:
-        encoded = column.combine_chunks().dictionary_encode()
-        self.keys: pa.Array = encoded.dictionary
-        self.codes: Rows = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
-
-    @functools.cached_property
-    def _sorted(self) -> Rows:
-        return np.argsort(self.codes, kind="stable")
-
-    def groups(self, codes: Rows) -> list[Rows]:
-        """Return the rows of some codes, in the order of their keys."""
-        ordered = sorted(codes.tolist(), key=lambda code: self.keys[code].as_py())
-        first = np.searchsorted(self.codes, ordered, "left", sorter=self._sorted)
-        last = np.searchsorted(self.codes, ordered, "right", sorter=self._sorted)
-        return [self._sorted[a:b] for a, b in zip(first, last, strict=True)]
-
-    def code(self, key: str) -> int:
-        """Return the code of a value, or -2 if no row has it."""
-        found = pc.index(self.keys, key).as_py()
-        return found if found >= 0 else -2
-
-    def several(self) -> Rows:
-        """Return the codes of more than one row."""
-        return np.flatnonzero(np.bincount(self.codes[self.codes >= 0]) > 1)
-
-    def differing(self, other: _Column, *, where: Bool[np.ndarray, " rows"] | None = None) -> Rows:
-        """Return the codes whose rows have more than one value in another column."""
-        kept = self.codes >= 0 if where is None else where & (self.codes >= 0)
-        codes, values = self.codes[kept], other.codes[kept]
-        one_of_them = np.empty(len(self.keys), np.int64)
-        one_of_them[codes] = values
-        differs = np.zeros(len(self.keys), bool)
-        differs[codes[values != one_of_them[codes]]] = True
-        return np.flatnonzero(differs)
+    return _index_checks(records_table(records, _COLUMNS), shown=shown, digests={})
 
 
 def _index_checks(table: pa.Table, *, shown: int | None, digests: dict[str, str]) -> list[Check]:
     """Return the checks that need no more than the index."""
     column = {
-        name: _Column(table[name])
+        name: Column(table[name])
         for name in ("record_id", "study_id", "patient_id", "split", "text_hash", "pixel_hash", "view")
     }
     study, patient, split = column["study_id"], column["patient_id"], column["split"]
     text, pixels = column["text_hash"], column["pixel_hash"]
-    laterality = _Column(table["laterality"])
+    laterality = Column(table["laterality"])
     reported = text.codes != text.code("")
     worded = pc.list_value_length(table["retrieval"]).to_numpy() > 0
     check = functools.partial(_check, ids=table["record_id"], shown=shown)
@@ -313,7 +248,7 @@ def _alone(where: Bool[np.ndarray, " rows"]) -> list[Rows]:
     return list(np.flatnonzero(where)[:, None])
 
 
-def _twice(ids: _Column) -> list[Rows]:
+def _twice(ids: Column) -> list[Rows]:
     return ids.groups(ids.several())
 
 
@@ -338,7 +273,7 @@ def _is(states: pa.Table, wanted: bool) -> Bool[np.ndarray, "rows findings"]:  #
     return np.stack(found, 1) if found else np.zeros((0, 0), bool)
 
 
-def _label_conflicts(states: pa.Table, *columns: _Column) -> list[Rows]:
+def _label_conflicts(states: pa.Table, *columns: Column) -> list[Rows]:
     present, absent = _is(states, True), _is(states, False)  # noqa: FBT003
     if not present.size:
         return []
@@ -365,7 +300,7 @@ def _against_report(table: pa.Table) -> list[Rows]:
     return list(rows[wrong.any(1)][:, None])
 
 
-def _side_conflicts(study: _Column, pixels: _Column, view: _Column, laterality: _Column) -> list[Rows]:
+def _side_conflicts(study: Column, pixels: Column, view: Column, laterality: Column) -> list[Rows]:
     """Return views that name another side than their laterality, and studies and pictures with both sides.
 
     In a study only frontal films count: a left and a right lateral belong together.
@@ -397,7 +332,7 @@ def _foreign(table: pa.Table, digests: dict[str, str]) -> list[Rows]:
     """Return the records whose spec digest is not the manifest's, or else not the most frequent one."""
     foreign: list[Rows] = []
     for name, spec in (("pixel_digest", "pixels"), ("report_digest", "report")):
-        column = _Column(table[name])
+        column = Column(table[name])
         if not table.num_rows:
             continue
         common = int(np.bincount(column.codes).argmax())
@@ -409,7 +344,7 @@ def _foreign(table: pa.Table, digests: dict[str, str]) -> list[Rows]:
 def _shard_checks(store: Store, table: pa.Table, *, shown: int | None) -> list[Check]:
     folder = store.path / "shards"
     there = {path.name: path.stat().st_size for path in folder.glob("*")} if folder.is_dir() else {}
-    shard = _Column(table["shard"])
+    shard = Column(table["shard"])
     ends = pc.add(table["offset"], table["size"]).to_numpy()
     long = np.array([there.get(name, -1) for name in shard.keys.to_pylist()] or [-1])
     lost = np.unique(shard.codes[long[shard.codes] < ends])
