@@ -197,6 +197,8 @@ def test_a_picture_that_no_table_knows_is_told(tmp_path):
         after = pair_layout(root, name)
         assert after.items == before.items
         assert reasons(after) == reasons(before) | {"image_without_row": 1}
+        strangers = [entry.path for entry in after.unpaired if entry.reason == "image_without_row"]
+        assert [path and path.parent.name for path in strangers] == ["extra"]
 
 
 def test_a_report_that_is_too_large_or_damaged_costs_one_report(tmp_path):
@@ -208,7 +210,7 @@ def test_a_report_that_is_too_large_or_damaged_costs_one_report(tmp_path):
     texts = {item.study: item.report for item in pairing.items}
     assert texts["s57375967"] == ""
     assert texts["s53189527"] == "caf\u00e9 au lait"
-    assert reasons(pairing)["unreadable_report"] == 1
+    assert reasons(pairing)["text_unreadable"] == 1
     with pytest.raises(InputError, match="has more than 800,000 bytes") as caught:
         read_report(layouttrees.text(tmp_path / f"{SECRET}.txt", "x" * 900_000))
     assert SECRET not in str(caught.value)
@@ -221,9 +223,9 @@ def test_a_report_that_is_too_large_or_damaged_costs_one_report(tmp_path):
 )
 def test_an_xml_report_that_cannot_be_read(tmp_path, content):
     root = layouttrees.iu_xray(tmp_path / "source")
-    before = reasons(pair_layout(root, "auto"))["unreadable_report"]
+    before = reasons(pair_layout(root, "auto"))["text_unreadable"]
     layouttrees.text(root / "ecgen-radiology" / "77.xml", content)
-    assert reasons(pair_layout(root, "auto"))["unreadable_report"] == before + 1
+    assert reasons(pair_layout(root, "auto"))["text_unreadable"] == before + 1
 
 
 def test_rows_with_different_reports_for_one_image_are_refused(tmp_path):

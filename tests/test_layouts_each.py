@@ -24,6 +24,10 @@ def read(tmp_path):
     return write_and_read
 
 
+def picture(**fields) -> Item:
+    return Item(**({"kind": "raster"} | fields))
+
+
 def reasons(pairing: Pairing) -> dict[str, int]:
     return dict(Counter(entry.reason for entry in pairing.unpaired))
 
@@ -57,9 +61,9 @@ def test_iu_xray(read):
     images = root / "NLMCXR_png"
     one = {"patient": "CXR1", "study": "CXR1", "report": first, "method": "layout", "labels": NORMAL}
     assert pairing.items == (
-        Item(path=images / "CXR1_1_IM-0001-3001.png", **one),
-        Item(path=images / "CXR1_1_IM-0001-4001.png", **one),
-        Item(
+        picture(path=images / "CXR1_1_IM-0001-3001.png", **one),
+        picture(path=images / "CXR1_1_IM-0001-4001.png", **one),
+        picture(
             path=images / "CXR2_IM-0652-1001.png",
             patient="CXR2",
             study="CXR2",
@@ -68,12 +72,12 @@ def test_iu_xray(read):
             # "Cardiomegaly/borderline" is uncertain; "Pulmonary Artery/enlarged" is no finding of CheXpert.
             labels={"cardiomegaly": "uncertain", "pleural_effusion": "present"},
         ),
-        Item(path=images / "CXR3_IM-1384-1001.png", patient="CXR3", study="CXR3", method="layout"),
+        picture(path=images / "CXR3_IM-1384-1001.png", patient="CXR3", study="CXR3", method="layout"),
     )
     assert reasons(pairing) == {
         "named_image_missing": 1,
         "report_without_image": 1,
-        "unreadable_report": 1,  # it declares entities
+        "text_unreadable": 1,  # it declares entities
         "image_without_report": 1,
     }
     assert pairing.columns["text"] == "indication + comparison + findings + impression"
@@ -90,10 +94,11 @@ def test_iu_xray_as_tables(read):
         "labels": NORMAL,
     }
     assert pairing.items == (
-        Item(path=images / "1_IM-0001-3001.dcm.png", view="Lateral", **one),
-        Item(path=images / "1_IM-0001-4001.dcm.png", view="Frontal", **one),
-        Item(
+        picture(path=images / "1_IM-0001-3001.dcm.png", line=3, view="Lateral", **one),
+        picture(path=images / "1_IM-0001-4001.dcm.png", line=2, view="Frontal", **one),
+        picture(
             path=images / "2_IM-0652-1001.dcm.png",
+            line=4,
             patient="CXR2",
             study="CXR2",
             report="IMPRESSION: Edema, 4.2 cm heart.",
@@ -117,6 +122,7 @@ def mimic_item(root: Path, image: tuple[str, str, str], suffix: str, **fields) -
     patient, study, name = image
     reported = patient != "11000183"
     return Item(
+        kind="dicom" if suffix == "dcm" else "raster",
         path=root / "files" / f"p{patient[:2]}" / f"p{patient}" / f"s{study}" / f"{name}.{suffix}",
         patient=f"p{patient}",
         study=f"s{study}",
@@ -143,14 +149,14 @@ def test_mimic_cxr(read):
 
 def mimic_details() -> list[dict[str, object]]:
     """View, split and labels of the five images; the last patient is in no official split."""
-    normal = {"no_finding": "present"}
+    day, normal = {"study_date": "21800506"}, {"no_finding": "present"}
     edema = {"edema": "uncertain", "pneumothorax": "absent", "pleural_effusion": "present"}
     return [
-        {"view": "PA", "split": "val", "labels": normal},
-        {"view": "LATERAL", "split": "val", "labels": normal},
-        {"view": "AP", "split": "val", "labels": edema},
-        {"view": None, "split": "test"},
-        {"view": "LL"},
+        {"view": "PA", "split": "val", "labels": normal, **day},
+        {"view": "LATERAL", "split": "val", "labels": normal, **day},
+        {"view": "AP", "split": "val", "labels": edema, **day},
+        {"view": None, "split": "test", **day},
+        {"view": "LL", **day},
     ]
 
 
@@ -211,10 +217,11 @@ def test_chexpert(read):
     edema = {"edema": "uncertain", "fracture": "absent"}
     everything = absent(*(name.lower().replace(" ", "_") for name in layouttrees.FINDINGS))
 
-    def item(key: str, split: str, view: str | None, labels: dict[str, str]) -> Item:
+    def item(line: int, key: str, split: str, view: str | None, labels: dict[str, str]) -> Item:
         _, patient, study, _ = key.split("/")
-        return Item(
+        return picture(
             path=root / f"{key}.jpg",
+            line=line,
             patient=patient,
             study=f"{patient}/{study}",
             method="layout",
@@ -224,16 +231,17 @@ def test_chexpert(read):
         )
 
     assert pairing.items == (
-        item("test/patient64741/study1/view1_frontal", "test", None, {"edema": "present"}),
+        item(2, "test/patient64741/study1/view1_frontal", "test", None, {"edema": "present"}),
         item(
+            2,
             "train/patient00001/study1/view1_frontal",
             "train",
             "AP",
             {"no_finding": "present", "support_devices": "present"},
         ),
-        item("train/patient00002/study1/view1_frontal", "train", "PA", edema),
-        item("train/patient00002/study1/view2_lateral", "train", "Lateral", edema),
-        item("valid/patient64541/study1/view1_frontal", "val", "PA", everything),
+        item(3, "train/patient00002/study1/view1_frontal", "train", "PA", edema),
+        item(4, "train/patient00002/study1/view2_lateral", "train", "Lateral", edema),
+        item(2, "valid/patient64541/study1/view1_frontal", "val", "PA", everything),
     )
     assert reasons(pairing) == {"row_without_image": 1}
     assert pairing.notes == ("this data set has no reports: its images serve evaluation by labels",)
@@ -252,8 +260,9 @@ def test_chexpert_plus(read):
         "labels": {"pneumonia": "uncertain"},
     }
     assert pairing.items == (
-        Item(
-            path=images / "train/patient00001/study1/view1_frontal.png",  # its JPEG is the second copy
+        picture(
+            path=images / "train/patient00001/study1/view1_frontal.png",
+            line=2,  # its JPEG is the second copy
             patient="patient00001",
             study="patient00001/study1",
             report=report,
@@ -262,10 +271,13 @@ def test_chexpert_plus(read):
             split="train",
             labels={"edema": "present"},
         ),
-        Item(path=images / "train/patient00002/study1/view1_frontal.png", view="PA", **second),
-        Item(path=images / "train/patient00002/study1/view2_lateral.png", view="Lateral", **second),
-        Item(
+        picture(path=images / "train/patient00002/study1/view1_frontal.png", line=3, view="PA", **second),
+        picture(
+            path=images / "train/patient00002/study1/view2_lateral.png", line=4, view="Lateral", **second
+        ),
+        picture(
             path=images / "valid/patient64541/study1/view1_frontal.png",
+            line=6,
             patient="patient64541",
             study="patient64541/study1",
             view="PA",
@@ -297,19 +309,30 @@ def test_padchest(read):
         "patient": "p1",
         "study": "s1",
         "report": "sin hallazgos .",
+        "study_date": "20140915",
         "method": "layout",
         "labels": NORMAL,
     }
     assert pairing.items == (
-        Item(path=root / "0/a1.png", view="PA", **normal),
-        Item(path=root / "0/a2.png", view="L", **normal),
+        picture(path=root / "0/a1.png", line=2, view="PA", **normal),
+        picture(path=root / "0/a2.png", line=3, view="L", **normal),
         # Without a patient the study stands for one.
-        Item(path=root / "1/c2.png", patient="s5", study="s5", method="layout", view="PA"),
-        Item(
+        picture(
+            path=root / "1/c2.png",
+            line=7,
+            patient="s5",
+            study="s5",
+            method="layout",
+            view="PA",
+            study_date="20150105",
+        ),
+        picture(
             path=root / "54/b1.png",
+            line=4,
             patient="p2",
             study="s2",
             report="edema de pulmon , fractura costal .",
+            study_date="20150102",
             method="layout",
             view="AP_horizontal",
             # "pulmonary edema" is CheXpert's edema; a rib fracture is a fracture; "unchanged" is no finding.
@@ -320,11 +343,13 @@ def test_padchest(read):
                 "nsg_tube": "present",
             },
         ),
-        Item(
+        picture(
             path=root / "54/b2.png",
+            line=5,
             patient="p2",
             study="s3",
             report="no valorable .",
+            study_date="20150103",
             method="layout",
             view="PA",
         ),
@@ -362,13 +387,17 @@ def test_ct_rate(read):
         "split": "train",
         "labels": states | {"lung_nodule": "present"},
         "modality": "CT",
+        "kind": "nifti",
     }
     folder = data / "train_fixed" / "train_1" / "train_1_a"
     assert pairing.items == (
-        Item(path=folder / "train_1_a_1.nii.gz", **scan),
-        Item(path=folder / "train_1_a_2.nii.gz", **scan),  # its own row is missing: the scan's report counts
-        Item(
+        picture(path=folder / "train_1_a_1.nii.gz", line=2, **scan),
+        picture(
+            path=folder / "train_1_a_2.nii.gz", **scan
+        ),  # its own row is missing: the scan's report counts
+        picture(
             path=data / "valid" / "valid_1" / "valid_1_a" / "valid_1_a_1.nii.gz",
+            line=2,
             patient="valid_1",
             study="valid_1_a",
             report="FINDINGS: No effusion.\nIMPRESSION: Normal.",
@@ -376,6 +405,7 @@ def test_ct_rate(read):
             split="val",
             labels=states,
             modality="CT",
+            kind="nifti",
         ),
     )
     assert reasons(pairing) == {"second_copy_of_image": 1, "not_a_chest": 1, "report_without_image": 1}
@@ -390,20 +420,23 @@ def test_quilt_1m(read):
     images = root / "images" / "quilt_1m"
     frames = {"patient": "-0ZKVTI86Cs", "method": "layout"}  # on both sides: the video loses its split
     assert pairing.items == (
-        Item(
+        picture(
             path=images / "-0ZKVTI86Cs_image_01.jpg",
+            line=2,
             study="-0ZKVTI86Cs_image_01.jpg",
             report="Glands.",
             **frames,
         ),
-        Item(
+        picture(
             path=images / "-0ZKVTI86Cs_image_02.jpg",
+            line=3,
             study="-0ZKVTI86Cs_image_02.jpg",
             report="Stroma.",
             **frames,
         ),
-        Item(
+        picture(
             path=images / "tweet7.jpg",
+            line=4,
             patient="tweet7.jpg",
             study="tweet7.jpg",
             report="Mitoses, 3 per field.\nAtypia.",
@@ -427,24 +460,31 @@ def test_pmc_oa(read):
         "method": "layout",
     }
     assert pairing.items == (
-        Item(path=images / "PMC212319_Fig3_0.jpg", **first),
-        Item(path=images / "PMC212319_Fig3_1.jpg", **first),
-        Item(
+        picture(path=images / "PMC212319_Fig3_0.jpg", line=1, **first),
+        picture(path=images / "PMC212319_Fig3_1.jpg", line=2, **first),
+        picture(
             path=images / "PMC212319_Fig4_0.jpg",
+            line=3,
             patient="PMC212319",
             study="PMC212319_Fig4_0.jpg",
             report="CT.",
             method="layout",
         ),
-        Item(
+        picture(
             path=images / "PMC3_Fig1_0.jpg",
+            line=4,
             patient="PMC3",
             study="PMC3_Fig1_0.jpg",
             report="MRI.",
             method="layout",
         ),
-        Item(
-            path=images / "own.jpg", patient="own.jpg", study="own.jpg", report="No article.", method="layout"
+        picture(
+            path=images / "own.jpg",
+            line=5,
+            patient="own.jpg",
+            study="own.jpg",
+            report="No article.",
+            method="layout",
         ),
     )
     assert reasons(pairing) == {"path_outside_source": 1, "report_without_image": 1}
@@ -458,12 +498,13 @@ def test_lists_of_figures_are_found_by_folder_and_name(read):
     root, pairing = read("biomedclip")
     folder = root / "pubmed_open_access_files"
     assert pairing.items == tuple(
-        Item(
+        picture(
             path=folder / article / f"{name}.jpg",
             patient=article,
             study=f"{article}/{name}.jpg",
             report=f"{article} {name}.",
             method="layout",
+            line=int(article[3:]),
         )
         for article, name in (("PMC1", "gr1"), ("PMC1", "gr2"), ("PMC2", "gr1"))
     )
@@ -494,13 +535,16 @@ def test_tcga_reports(read):
         "study": "TCGA-BP-5195",
         "report": "Date of Receipt: Clear cell carcinoma, 4.2 cm.",
         "method": "layout",
+        "kind": "slide",
+        "line": 2,
     }
     normal = f"TCGA-BP-5195-11A-01-TS1.{uuid}.svs"
     assert pairing.items == (
-        Item(path=root / "11aa" / f"TCGA-BP-5195-01Z-00-DX1.{uuid}.svs", **tumour),
-        Item(path=root / "22bb" / f"TCGA-BP-5195-01A-01-TS1.{uuid}.svs", **tumour),
-        Item(path=root / "33cc" / normal, patient="TCGA-BP-5195", study=normal),
-        Item(
+        picture(path=root / "11aa" / f"TCGA-BP-5195-01Z-00-DX1.{uuid}.svs", **tumour),
+        picture(path=root / "22bb" / f"TCGA-BP-5195-01A-01-TS1.{uuid}.svs", **tumour),
+        picture(kind="slide", path=root / "33cc" / normal, patient="TCGA-BP-5195", study=normal),
+        picture(
+            kind="slide",
             path=root / "55ee" / f"TCGA-ZZ-0000-01Z-00-DX1.{uuid}.svs",
             patient="TCGA-ZZ-0000",
             study="TCGA-ZZ-0000",

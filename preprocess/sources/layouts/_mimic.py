@@ -68,7 +68,7 @@ def read_mimic(source: Path, *, layout: str, suffixes: Sequence[str], modality: 
     texts, more = _texts(listing, set(images["study"]))
     if not texts:
         notes.append("no report file is here: unpack mimic-cxr-reports.zip below the source")
-    images = images.assign(labels=labels, report=look_up(images["study"], texts))
+    images = images.drop(columns="line").assign(labels=labels, report=look_up(images["study"], texts))
     return make_pairing(
         listing,
         images,
@@ -114,5 +114,5 @@ def _texts(listing: Listing, studies: set[str]) -> tuple[dict[str, str], list[Un
             try:
                 texts[study] = read_report(listing.source / name)
             except InputError:
-                unpaired.append(Unpaired("unreadable_report", file_token(name)))
+                unpaired.append(Unpaired("text_unreadable", file_token(name)))
     return texts, unpaired

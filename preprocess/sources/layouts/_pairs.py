@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import PurePosixPath
 from typing import Any
 
 import pandas as pd
@@ -147,6 +150,7 @@ def make_pairing(
     notes: Iterable[str] = (),
     unpaired: Iterable[Unpaired] = (),
     modality: str = "",
+    kind: str = "",
     without_reports: str = "image_without_report",
 ) -> Pairing:
     """Make the items of a data set.
@@ -154,29 +158,29 @@ def make_pairing(
     Args:
         listing: where the images are.
         images: one image a row: ``relative``, ``patient``, ``study``, and if known ``report``, ``view``,
-            ``split``, ``labels``, ``study_date``.
+            ``split``, ``labels``, ``study_date``, and ``line`` of the table with the reports.
         layout: its name, for the explanation.
         columns: role to what was read for it.
         notes: what the user should know.
         unpaired: what has no partner, so far.
         modality: of DICOM, "" for raster files.
+        kind: of the files; "" to tell it from their suffixes.
         without_reports: the reason for an image without text; "" for a data set that has none.
 
     Raises:
         BadTable: no image, or a patient in two official splits.
     """
-    entries = list(unpaired)
     if images.empty:
         raise BadTable(
             f"the source looks like {layout}, but none of its images is there.",
             hint="Unpack the images below the source, in the folders of the release.",
         )
-    entries += _unknown(listing, set(images["relative"]), entries)
+    entries = _left_out(listing, set(images["relative"]), unpaired)
     images = images.sort_values("relative")
     patients = images["patient"].where(images["patient"] != "", images["study"])
     told, remarks = _official(patients, images.get("split"))
     items = []
-    for name, patient, study, report, view, split, labels, date in zip(
+    for name, patient, study, report, view, split, labels, date, line in zip(
         images["relative"],
         patients,
         images["study"],
@@ -185,6 +189,7 @@ def make_pairing(
         told,
         _column(images, "labels", None),
         _column(images, "study_date", ""),
+        _column(images, "line", 0),
         strict=True,
     ):
         report = report if isinstance(report, str) else ""
@@ -199,29 +204,57 @@ def make_pairing(
                 split=split or None,
                 labels=labels if isinstance(labels, dict) else {},
                 modality=modality,
-                **_dated(date),
+                kind=kind or _kind(name),
+                line=int(line),
+                study_date=_day(date),
             )
         )
     if without_reports:
-        entries += [Unpaired(without_reports, file_token(item.path)) for item in items if not item.report]
+        entries += [
+            Unpaired(without_reports, file_token(item.path), path=item.path)
+            for item in items
+            if not item.report
+        ]
     explain = (f"layout: {layout}", *(f"{role}: {what}" for role, what in columns.items()))
     return Pairing(tuple(items), tuple(entries), dict(columns), explain, (*notes, *remarks))
 
 
-def _unknown(listing: Listing, known: set[str], entries: Iterable[Unpaired]) -> list[Unpaired]:
-    """Return the images that neither became items nor were left out for a reason, and links to outside."""
+def _left_out(listing: Listing, known: set[str], entries: Iterable[Unpaired]) -> list[Unpaired]:
+    """Give the entries their paths; add links to outside, and images that neither they nor the items tell."""
+    entries = list(entries)
     told = {entry.token for entry in entries}
-    tokens = [file_token(name) for name in listing.ending((*PICTURES, *VOLUMES)) if name not in known]
-    return [Unpaired("outside_file", file_token(name)) for name in listing.outside] + [
-        Unpaired("image_without_row", token) for token in tokens if token not in told
+    places = {file_token(name): name for name in listing.files if name not in known}
+    strangers = [name for name in listing.ending((*PICTURES, *VOLUMES)) if name not in known]
+    links = [(file_token(name), listing.source / name) for name in listing.outside]
+    entries += [Unpaired("outside_file", token, path=path) for token, path in links]
+    tokens = [token for name in strangers if (token := file_token(name)) not in told]
+    entries += [Unpaired("image_without_row", token) for token in tokens]
+    return [
+        replace(entry, path=listing.source / places[entry.token])
+        if entry.path is None and entry.token in places
+        else entry
+        for entry in entries
     ]
 
 
-def _dated(date: Any) -> dict[str, str]:
-    return {"study_date": date} if date and isinstance(date, str) and "study_date" in _FIELDS else {}
+_KINDS = {
+    ".dcm": "dicom",
+    ".dicom": "dicom",
+    ".gz": "nifti",
+    ".nii": "nifti",
+    ".svs": "slide",
+    ".ndpi": "slide",
+}
 
 
-_FIELDS = frozenset(Item.__dataclass_fields__)
+def _kind(name: str) -> str:
+    return _KINDS.get(PurePosixPath(name.lower()).suffix, "raster")
+
+
+def _day(cell: Any) -> str | None:
+    """Return a day that is written as ``YYYYMMDD``, as a number or as text."""
+    found = re.fullmatch(r"(\d{8})(?:\.0)?", cell) if isinstance(cell, str) else None
+    return found[1] if found else None
 
 
 def _column(images: pd.DataFrame, name: str, default: Any) -> Iterable[Any]:

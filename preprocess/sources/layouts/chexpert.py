@@ -45,9 +45,7 @@ def read(source: Path) -> Pairing:
         rows["labels"] = label_states(rows, findings, path=table)
         frames.append(rows[["Path", "Frontal/Lateral", "AP/PA", "labels"]].assign(split=split))
     if not frames:
-        raise BadTable(
-            "the source has no train.csv or valid.csv of CheXpert.", hint="They lie beside train/."
-        )
+        raise BadTable("the source has no train.csv of CheXpert.", hint="It lies beside the images.")
     rows = pd.concat(frames)
     rows, unpaired = drop_leaving(rows, "Path")
     rows = rows.assign(key=view_key(rows["Path"]))

@@ -131,7 +131,7 @@ def _from_xml(listing: Listing, known: set[str]) -> tuple[pd.DataFrame, list[Unp
         try:
             study, images, sections, terms = _parse(read_report(listing.source / name), Path(name))
         except InputError:
-            unpaired.append(Unpaired("unreadable_report", file_token(name)))
+            unpaired.append(Unpaired("text_unreadable", file_token(name)))
             continue
         keys = list(_image_key(pd.Series(images, dtype=object) + ".png"))
         unpaired += [Unpaired("named_image_missing", file_token(name)) for key in keys if key not in known]

@@ -53,10 +53,13 @@ def read(source: Path) -> Pairing:
     return make_pairing(
         listing,
         images.assign(
-            report=images["text"].where(~normal, ""), study=images["patient"].where(~normal, images["key"])
+            report=images["text"].where(~normal, ""),
+            line=images["line"].where(~normal, 0),
+            study=images["patient"].where(~normal, images["key"]),
         ),
         layout=NAME,
         columns={"image": "file name", "patient": "patient_filename", "study": "patient", "text": "text"},
         notes=notes,
+        kind="slide",
         unpaired=unpaired + spare + more,
     )
