@@ -232,7 +232,7 @@ def _fits(cells: pd.Series, role: str) -> bool:
     if role == "split":
         return bool(len(filled)) and set(filled.str.lower()) <= set(_SPLITS)
     if role == "date":
-        return bool(len(filled)) and filled.head(200).map(looks_like_date).mean() > 0.5
+        return bool(len(filled)) and bool(filled.head(200).map(looks_like_date).mean() > 0.5)
     if role == "image":
         return bool(len(filled)) and not filled.str.contains(r"\s\S*\s", regex=True).mean() > 0.5
     return bool(len(filled))

@@ -7,6 +7,7 @@ reason. Identifiers stay in memory; ``summary`` and ``lines`` hold counts alone.
 from __future__ import annotations
 
 import itertools
+import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
@@ -86,6 +87,7 @@ class Pairing:
     columns: dict[str, str]
     explain: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    source: Path | None = field(default=None, repr=False)
 
     def summary(self) -> dict[str, Any]:
         """Return counts as JSON values; no identifier is among them."""
@@ -128,12 +130,13 @@ class Pairing:
         hint = HINTS.get(reason, "")
         return f"{reason}: {count}" + (f" ({shown}{more})" if shown else "") + (f": {hint}" if hint else "")
 
-    def rows(self, *, source: Path) -> Iterator[tuple[str, str, str, str, str]]:
+    def rows(self) -> Iterator[tuple[str, str, str, str, str]]:
         """Yield what became of each file and row, for a private table: :data:`ROW_HEADER`.
 
-        Args:
-            source: the folder that paths are written relative to.
+        Paths are relative to the source, or to the folder that holds all items.
         """
+        folders = [item.path.parent for item in self.items]
+        source = self.source or Path(os.path.commonpath(folders) if folders else "")
         for item in self.items:
             status = "paired" if item.report else "without report"
             yield _relative(item.path, source), status, item.method, "", str(item.line or "")
@@ -220,7 +223,8 @@ def pair(
         notes += one.notes
     items, more = _patients(found, source)
     explain = tuple(line for line in reports.columns.explain() if not line.endswith(": none"))
-    return Pairing(tuple(_splits(items)), tuple(unpaired), _shown(reports.columns), explain, (*notes, *more))
+    told = (*notes, *more)
+    return Pairing(tuple(_splits(items)), tuple(unpaired), _shown(reports.columns), explain, told, source)
 
 
 def _as_slide(file: SourceFile, kinds: frozenset[str]) -> SourceFile:
