@@ -243,6 +243,7 @@ def test_what_is_no_number_counts_as_zero():
     values[0, 0] = np.nan
     assert area_mean(values, (1, 1)).item() == pytest.approx(100 * 63 / 64)
     assert area_mean(values, (8, 8))[0, 0] == 0 and np.isnan(values[0, 0])
+    assert PixelSpec(percentiles=(0, 100)).apply(film(values))[0, :2].tolist() == [0, 255]
 
 
 def test_raster_grey_keeps_its_full_range_and_inverts_white_is_zero():

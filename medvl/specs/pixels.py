@@ -178,19 +178,23 @@ def _percentiles(image: Image, shares: tuple[float, float]) -> tuple[float, floa
     step = max(1, max(image.array.shape[1:]) // PERCENTILE_SIDE)
     sample = image.array[:, ::step, ::step]
     values = (sample[0] if sample.shape[0] == 1 else _luminance(sample)).ravel()
+    if values.dtype.kind == "f":
+        values = np.nan_to_num(values)  # as area_mean has it
     if image.padding is not None:
         real = values[(values < image.padding[0]) | (values > image.padding[1])]
         values = real if real.size else values
-    if values.dtype.kind not in "iu" or values.dtype.itemsize > 2:
-        low, high = np.percentile(values, shares)
-        return float(low), float(high)
-    least = int(values.min())
-    counts = np.cumsum(np.bincount(values.astype(np.int32) - least))  # six times as fast as sorting
-    places = (len(values) - 1) * np.asarray(shares) / 100
-    below, above = np.floor(places), np.ceil(places)
-    first, second = np.searchsorted(counts, below, "right"), np.searchsorted(counts, above, "right")
-    low, high = first + (second - first) * (places - below) + least
-    return float(low), float(high)
+    return _percentile(values, shares[0]), _percentile(values, shares[1])
+
+
+def _percentile(values: Shaped[np.ndarray, " values"], share: float) -> float:
+    """Return what ``np.percentile`` does; one place at a time the selection is ten times as fast."""
+    place = (len(values) - 1) * share / 100
+    below = int(place)
+    parted = np.partition(values, below)
+    low = float(parted[below])
+    if place == below:
+        return low
+    return low + (float(parted[below + 1 :].min()) - low) * (place - below)
 
 
 def _ramp(values: Rows, *, low: float, high: float) -> Rows:

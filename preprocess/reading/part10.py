@@ -6,6 +6,8 @@ import io
 import logging
 import math
 import os
+import re
+import struct
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -42,6 +44,10 @@ EXPLICIT_LITTLE = "1.2.840.10008.1.2.1"
 EXPLICIT_BIG = "1.2.840.10008.1.2.2"
 PIXEL_TAGS = {0x7FE00010: "PixelData", 0x7FE00008: "FloatPixelData", 0x7FE00009: "DoubleFloatPixelData"}
 UNDEFINED = 0xFFFFFFFF
+PLAIN_NUMBERS = re.compile(rb"[ +\-0-9.eE]+(?:\\[ +\-0-9.eE]+)*[ \0]*")
+"""A decimal or integer string of one or more values (PS3.5 6.2), as it stands in the file."""
+PLAIN_WORD = re.compile(rb"[ A-Za-z0-9_.]+[ \0]*")
+"""A code string or an identifier of one value."""
 ITEM_BYTES = 16
 """The least that one level of nesting takes: the header of a sequence and that of its item."""
 
@@ -143,7 +149,7 @@ def _parse(stream: io.BufferedIOBase, *, limits: Limits, lenient: bool) -> Part1
         is_little_endian=True,
         stop_when=lambda tag, vr, length: tag >> 16 != 2,
     )
-    syntax = str(meta.get("TransferSyntaxUID") or "").strip("\0 ")
+    syntax = text(meta, "TransferSyntaxUID")
     notes: list[str] = []
     if syntax == DEFLATED:
         stream = io.BytesIO(inflate(stream, limits=limits))
@@ -238,6 +244,13 @@ def text(dataset: Dataset, keyword: str) -> str:
     Raises:
         BadElement: the value cannot be read.
     """
+    tag = tag_for_keyword(keyword)
+    if tag is None or tag not in dataset.keys():
+        return ""
+    element = dataset.get_item(tag)
+    if isinstance(element, RawDataElement) and element.VR in ("CS", "UI") and element.value:
+        if PLAIN_WORD.fullmatch(element.value):
+            return element.value.decode("ascii").strip("\0 ")
     return "\\".join(str(value) for value in values(dataset, keyword)).strip("\0 \t\r\n")
 
 
@@ -265,12 +278,33 @@ def numbers(dataset: Dataset, keyword: str) -> tuple[float, ...]:
         BadElement: a value is not a finite number.
     """
     try:
-        result = tuple(float(value) for value in values(dataset, keyword))
+        result = _raw_numbers(dataset, keyword)
+        if result is None:
+            result = tuple(float(value) for value in values(dataset, keyword))
     except (TypeError, ValueError, OverflowError) as error:
         raise BadElement(f"{keyword} holds a value that is not a number.") from error
     if not all(math.isfinite(value) for value in result):
         raise BadElement(f"{keyword} is {result[0] if len(result) == 1 else result}; it must be finite.")
     return result
+
+
+def _raw_numbers(dataset: Dataset, keyword: str) -> tuple[float, ...] | None:
+    """Return the numbers of an element that is still bytes; None where only pydicom can tell.
+
+    The objects that pydicom makes of an element take as long to make as the rest of a header to read.
+    """
+    tag = tag_for_keyword(keyword)
+    if tag is None or tag not in dataset.keys():
+        return ()
+    element = dataset.get_item(tag)
+    if not isinstance(element, RawDataElement) or not isinstance(element.value, bytes):
+        return None
+    if element.VR == "US" and len(element.value) % 2 == 0:
+        order = "<" if element.is_little_endian else ">"
+        return tuple(map(float, struct.unpack(f"{order}{len(element.value) // 2}H", element.value)))
+    if element.VR in ("DS", "IS") and PLAIN_NUMBERS.fullmatch(element.value):
+        return tuple(float(part) for part in element.value.rstrip(b"\0").split(b"\\"))
+    return None
 
 
 def values(dataset: Dataset, keyword: str) -> list[Any]:
