@@ -1,8 +1,8 @@
-"""What a report says of each finding: present, absent, uncertain or unchanged, each with the words that say so.
+"""What a report says of each finding: present, absent, uncertain or unchanged, with the words that say so.
 
-A rule labeller over two vocabularies, ``cxr`` (the 14 observations of CheXpert) and ``ct`` (the 18 abnormalities
-of CT-RATE). A finding that is not named has no state, and none is inferred from another. The rules are data
-(``findings_*.yaml``); what they may look at is one sentence.
+A rule labeller over two vocabularies, ``cxr`` (the 14 observations of CheXpert) and ``ct`` (the 18
+abnormalities of CT-RATE). A finding that is not named has no state, and none is inferred from another.
+The rules are data (``findings_*.yaml``); what they look at is one sentence.
 """
 
 from __future__ import annotations
@@ -11,26 +11,46 @@ import functools
 import re
 from dataclasses import dataclass
 
-from medvl.preprocess.reports.findings_lexicon import VOCABULARIES, Lexicon, Token, load_lexicon, marks_of, tokens_of
-from medvl.preprocess.reports.findings_scope import Claim, claims_of
-from medvl.records import LabelState, Report
+from medvl.preprocess.reports.findings_lexicon import (
+    VOCABULARIES,
+    Lexicon,
+    Token,
+    load_lexicon,
+    marks_of,
+    tokens_of,
+)
+from medvl.preprocess.reports.findings_places import Claim
+from medvl.preprocess.reports.findings_scope import claims_of
+from medvl.records import LabelState, Report, Sentence
 
-__all__ = ["VOCABULARIES", "Mention", "findings_of", "mentions", "said", "sentence_states"]
+__all__ = ["VOCABULARIES", "Mention", "describes_image", "findings_of", "mentions", "said", "sentence_states"]
 
 _CACHED = 600
 """Characters of the longest sentence that is remembered; reports repeat the short ones."""
 _STRENGTH: dict[LabelState, int] = {"absent": 0, "uncertain": 1, "unchanged": 2, "present": 2}
 _ELSEWHERE = frozenset(
-    {"indication", "history", "comparison", "technique", "examination", "recommendation", "communication", "identity"}
+    {
+        "indication",
+        "history",
+        "comparison",
+        "technique",
+        "examination",
+        "recommendation",
+        "communication",
+        "identity",
+    }
 )
 """Sections that do not describe this image."""
-_NOT_IMAGE = frozenset({"history", "technique", "recommendation", "communication", "identity", "comparison", "empty"})
+_NOT_IMAGE = frozenset(
+    {"history", "technique", "recommendation", "communication", "identity", "comparison", "empty"}
+)
 """Tags of sentences that do not describe this image."""
 
 
 _HEADING = re.compile(
-    r"\W*(?:(?:clinical|brief|relevant|patient) )?(?:indications?|history|information|question|reason|technique"
-    r"|comparison|recommendations?|procedure)(?: for (?:the |this )?(?:exam|examination|study))? ?:",
+    r"\W*(?:(?:clinical|brief|relevant|patient) )?(?:indications?|history|information|question|reason"
+    r"|technique|comparison|recommendations?|procedure)"
+    r"(?: for (?:the |this )?(?:exam|examination|study))? ?:",
     re.IGNORECASE,
 )
 """Opens a sentence that does not describe this image, where nobody has parted the text into sections."""
@@ -144,8 +164,20 @@ def _states(text: str, vocabulary: str) -> tuple[tuple[str, LabelState], ...]:
 def _any_finding(states: dict[str, LabelState], lexicon: Lexicon) -> bool:
     """Say whether anything besides devices is said to be, or perhaps to be, there."""
     return any(
-        state != "absent" for finding, state in states.items() if finding != lexicon.normal and finding not in lexicon.devices
+        state != "absent"
+        for finding, state in states.items()
+        if finding != lexicon.normal and finding not in lexicon.devices
     )
+
+
+def describes_image(sentence: Sentence) -> bool:
+    """Say whether a sentence describes this image, by its section and its tags.
+
+    Examples:
+        >>> describes_image(Sentence(0, 9, "findings")), describes_image(Sentence(0, 9, "indication"))
+        (True, False)
+    """
+    return sentence.section not in _ELSEWHERE and _NOT_IMAGE.isdisjoint(sentence.tags)
 
 
 def said(report: Report, *, vocabulary: str) -> dict[str, LabelState]:
@@ -175,10 +207,12 @@ def said(report: Report, *, vocabulary: str) -> dict[str, LabelState]:
     lexicon = load_lexicon(vocabulary)
     states: dict[str, tuple[tuple[int, bool], LabelState]] = {}
     for sentence in report.sentences:
-        if sentence.section in _ELSEWHERE or not _NOT_IMAGE.isdisjoint(sentence.tags):
+        if not describes_image(sentence):
             continue
         concludes = sentence.section == "impression"
-        for finding, state in sentence_states(report.text[sentence.start : sentence.end], vocabulary=vocabulary).items():
+        for finding, state in sentence_states(
+            report.text[sentence.start : sentence.end], vocabulary=vocabulary
+        ).items():
             rank = (_STRENGTH[state], concludes)
             if finding not in states or rank >= states[finding][0]:
                 states[finding] = (rank, state)

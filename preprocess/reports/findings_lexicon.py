@@ -140,31 +140,9 @@ def load_lexicon(vocabulary: str) -> Lexicon:
     cues = yaml.safe_load((folder / "findings_cues.yaml").read_text("utf-8"))
     words = yaml.safe_load((folder / f"findings_{vocabulary}.yaml").read_text("utf-8"))
     build = _Builder(cues["classes"], cues["spelling"])
-    for names, patterns in words["terms"].items():
-        for pattern in patterns:
-            build.add(pattern, findings=tuple(names.split()))
-    for rule in words["signs"].values():
-        sign = Sign(
-            sites=rule["sites"],
-            default=rule.get("default", {}),
-            competing=frozenset(rule.get("competing", rule["sites"])),
-            normal=rule.get("normal", False),
-        )
-        for pattern in rule["words"]:
-            build.add(pattern, sign=sign)
-    for site, patterns in cues["sites"].items():
-        for pattern in patterns:
-            build.add(pattern, site=site)
+    build.name(words, cues["sites"])
     nouns = frozenset(build.words)
-    for kind, sides in cues["cues"].items():
-        for side, patterns in sides.items():
-            for pattern in patterns:
-                build.add(pattern, kind=kind, side=side)
-    for struct, patterns in cues["struct"].items():
-        for pattern in patterns:
-            build.add(pattern, struct=struct)
-    for pattern in itertools.chain(cues["neutral"], words["ignore"]):
-        build.add(pattern)
+    build.surround(cues, words["ignore"])
     return Lexicon(
         findings=tuple(words["findings"]),
         devices=frozenset(words["devices"]),
@@ -196,6 +174,36 @@ class _Builder:
             "have",
             "had",
         }
+
+    def name(self, words: dict[str, Any], sites: dict[str, list[str]]) -> None:
+        """Add what names a finding: terms, signs and places."""
+        for names, patterns in words["terms"].items():
+            for pattern in patterns:
+                self.add(pattern, findings=tuple(names.split()))
+        for rule in words["signs"].values():
+            sign = Sign(
+                sites=rule["sites"],
+                default=rule.get("default", {}),
+                competing=frozenset(rule.get("competing", rule["sites"])),
+                normal=rule.get("normal", False),
+            )
+            for pattern in rule["words"]:
+                self.add(pattern, sign=sign)
+        for site, patterns in sites.items():
+            for pattern in patterns:
+                self.add(pattern, site=site)
+
+    def surround(self, cues: dict[str, Any], ignore: list[str]) -> None:
+        """Add cues, joints, and words that only look like one of them or like a finding."""
+        for kind, sides in cues["cues"].items():
+            for side, patterns in sides.items():
+                for pattern in patterns:
+                    self.add(pattern, kind=kind, side=side)
+        for struct, patterns in cues["struct"].items():
+            for pattern in patterns:
+                self.add(pattern, struct=struct)
+        for pattern in itertools.chain(cues["neutral"], ignore):
+            self.add(pattern)
 
     def add(
         self,
@@ -289,7 +297,12 @@ def tokens_of(text: str, lexicon: Lexicon) -> list[Token]:
         ):
             continue  # a hyphen inside a word
         tokens.append((lexicon.word(raw), start, end))
-        if raw == "?" and len(tokens) > 1 and text[end : end + 1].isspace() and text[end + 1 : end + 2].isupper():
+        if (
+            raw == "?"
+            and len(tokens) > 1
+            and text[end : end + 1].isspace()
+            and text[end + 1 : end + 2].isupper()
+        ):
             tokens.append((".", end, end))
     return tokens
 
