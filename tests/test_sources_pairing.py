@@ -335,10 +335,10 @@ def test_ties_are_refused(tmp_path):
     text(
         tmp_path / "reports.csv",
         "patient_id,study_date,report\nP1,2024-01-31,Whose.\nP2,2024-02-01,Before.\nP2,2024-02-03,After.\n"
-        "P3,2024-03-01,First.\n",
+        "P3,2024-03-01,First of two.\n",
     )
     pairing = pair(tmp_path)
-    assert found(pairing) == {"d.dcm": ("patient_date", "First."), "e.dcm": ("none", "")}
+    assert found(pairing) == {"d.dcm": ("patient_date", "First of two."), "e.dcm": ("none", "")}
     assert reasons(pairing) == {"ambiguous_patient_date": 3, "image_without_report": 1}
 
 
@@ -354,8 +354,11 @@ def test_dates_whose_order_is_not_clear_are_not_used(tmp_path):
     pairing = pair(tmp_path)
     assert found(pairing) == {"a.dcm": ("none", "")}
     assert "column study_date: the dates could be day or month first: they were not used" in pairing.notes
-    text(tmp_path / "reports.csv", "patient_id,study_date,report\nP1,04/03/2024,March.\nP1,25/12/2023,Old.\n")
-    assert found(pair(tmp_path)) == {"a.dcm": ("patient_date", "March.")}
+    text(
+        tmp_path / "reports.csv",
+        "patient_id,study_date,report\nP1,04/03/2024,In March.\nP1,25/12/2023,Old.\n",
+    )
+    assert found(pair(tmp_path)) == {"a.dcm": ("patient_date", "In March.")}
 
 
 @pytest.mark.parametrize(
@@ -555,7 +558,6 @@ def directory(path: Path, *listed: list[str]) -> Path:
     [
         ["..", "secret"],
         ["a", "..", "..", "secret"],
-        ["", "etc", "passwd"],
         ["/etc/passwd"],
         ["C:", "secret"],
         ["."],

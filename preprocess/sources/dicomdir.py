@@ -12,7 +12,7 @@ from pathlib import Path
 
 from medvl.errors import InputError, file_token
 from medvl.preprocess.reading.limits import DEFAULT_LIMITS
-from medvl.preprocess.reading.part10 import opened, values
+from medvl.preprocess.reading.part10 import missing, opened, values
 from medvl.preprocess.sources.discovery import SourceFile
 from medvl.preprocess.sources.rows import Unpaired
 
@@ -40,6 +40,8 @@ def references(path: Path) -> list[tuple[str, ...]]:
         InputError: the file cannot be read.
     """
     with opened(path, limits=DEFAULT_LIMITS, lenient=True) as part10:
+        if "DirectoryRecordSequence" not in part10.dataset:
+            raise missing("DirectoryRecordSequence")
         records = values(part10.dataset, "DirectoryRecordSequence")
         found = [values(record, "ReferencedFileID") for record in records]
     return [tuple(str(part) for part in parts) for parts in found if parts]

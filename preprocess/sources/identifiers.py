@@ -29,10 +29,10 @@ def loose(identifier: str) -> str:
         >>> loose("ACC-0012 34"), loose("1234.0"), loose("acc#1234"), loose("000"), loose("a-7")
         ('1234', '1234', '1234', '0', 'a-7')
     """
-    text = "".join(unicodedata.normalize("NFKC", identifier).casefold().split())
-    before = None
+    text, before = identifier, None
     while before != text:
         before = text
+        text = "".join(unicodedata.normalize("NFKC", text).casefold().split())
         text = _SPREADSHEET.sub("", _PREFIX.sub("", text, count=1) if _PREFIX.match(text) else text)
         text = text.lstrip("0") or text[-1:]
     return text
