@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from pydicom.datadict import dictionary_has_tag, keyword_for_tag
 from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.multival import MultiValue
 from pydicom.sequence import Sequence as ItemSequence
 from pydicom.uid import PYDICOM_IMPLEMENTATION_UID, UID, UID_dictionary
 
@@ -218,7 +219,7 @@ def strings_of(value: Any) -> list[str]:
     """Return the values of an element as stripped strings."""
     if value is None:
         return []
-    many = value if isinstance(value, Iterable) and not isinstance(value, (str, bytes)) else [value]
+    many = value if isinstance(value, (MultiValue, list, tuple)) else [value]  # a person's name iterates too
     return [str(part).strip("\0 ") for part in many]
 
 
@@ -291,21 +292,24 @@ class _Cleaner:
         elif action == "empty":
             self._set(element, "empty", ItemSequence() if element.VR == "SQ" else None)
         elif element.VR == "SQ":
-            for item in element.value:
-                if action == "dummy":
-                    self._fill(item)
-                else:
-                    self.clean(item)
-            if action == "dummy":
-                self.actions.add(element.tag, "dummy")
+            self._items(element, action)
+        elif action == "uid" or (action == "dummy" and element.VR == "UI"):
+            self._uids(element)
         elif action == "dummy":
             self._set(element, "dummy", dummy(element.VR))
-        elif action == "uid":
-            self._uids(element)
         elif action == "shift":
             self._shift(element)
         elif action == "clean":
             self._words(dataset, element)
+
+    def _items(self, element: DataElement, action: Action) -> None:
+        for item in element.value:
+            if action == "dummy":
+                self._fill(item)
+            else:
+                self.clean(item)
+        if action == "dummy":
+            self.actions.add(element.tag, "dummy")
 
     def _fill(self, item: Dataset) -> None:
         """Keep the shape of an item and replace all that it says."""
@@ -317,12 +321,13 @@ class _Cleaner:
                 for nested in element.value:
                     self._fill(nested)
             elif element.VR == "UI":
-                self._uids(element)
+                if not _defines_class(element.keyword):
+                    self._uids(element)
             else:
                 element.value = dummy(element.VR)
 
     def _uids(self, element: DataElement) -> None:
-        if element.VR != "UI" or _defines_class(element.keyword):
+        if element.VR != "UI":
             return
         before = strings_of(element.value)
         # A UID that the standard defines (a frame of reference of an atlas, say) identifies nobody.
@@ -367,4 +372,4 @@ def _first(element: DataElement) -> str:
 
 
 def _defines_class(keyword: str) -> bool:
-    return keyword.endswith(("ClassUID", "TransferSyntaxUID"))
+    return keyword.endswith(("SOPClassUID", "TransferSyntaxUID"))

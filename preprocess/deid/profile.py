@@ -14,7 +14,7 @@ from medvl.errors import UsageError, nearest
 
 __all__ = ["DEFAULT", "EDITION", "OPTIONS", "Action", "Profile", "Row", "rows"]
 
-EDITION = "DICOM PS3.15 2024e Annex E"
+EDITION = "DICOM PS3.15 2026c Annex E"
 
 Action = Literal["remove", "empty", "dummy", "uid", "shift", "clean", "keep"]
 """What happens to an element: taken out, emptied, filled with a harmless value of its VR, replaced by the
@@ -54,7 +54,7 @@ class Row:
 
     Attributes:
         tag: ``(gggg,eeee)``; ``x`` stands for any hexadecimal digit.
-        keyword: of the attribute.
+        keyword: of the attribute; "" where the installed dictionary does not know it yet.
         basic: code of the basic profile: X, Z, D, U or a choice of them such as ``X/Z/D``.
         options: option (or ``graphics``) to its code, K or C, where the row has one.
     """
