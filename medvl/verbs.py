@@ -111,27 +111,46 @@ def prepare(
     modality: str = "cxr",
     longest_px: int = 512,
     voi: str = "header",
+    report: Mapping[str, Any] | None = None,
+    layout: str = "auto",
+    table: Path | None = None,
+    columns: Mapping[str, str] | None = None,
+    labels: Path | None = None,
+    boxes: Path | None = None,
     progress: Progress | None = None,
     **options: Any,
 ) -> PrepareSummary:
     """Turn studies and reports into a record store.
 
     Args:
-        source: a tree of DICOM files or a folder of images, with a report table.
+        source: a tree of DICOM files or a folder of images, with their reports; or an archive of one.
         out: the store; a half-written one is resumed.
         modality: ``"cxr"``.
         longest_px: longest side of a stored image.
         voi: ``"header"`` or ``"percentile"``; see :class:`medvl.specs.PixelSpec`.
+        report: values of :class:`medvl.specs.ReportSpec`, for example ``{"parser": "de-1"}``.
+        layout: a public layout by name, ``"auto"`` to look for one, ``"none"`` for none.
+        table: report table; found in the source if None.
+        columns: role to column name, where the guess is wrong.
+        labels: label table; found in the source if None.
+        boxes: box table; found in the source if None.
         progress: called as images are done.
-        options: of :func:`medvl.preprocess.pipeline.prepare`: ``table``, ``columns``, ``labels``, ``boxes``,
-            ``split``, ``split_seed``, ``key``, ``workers``, ``retry_failed``.
+        options: of :func:`medvl.preprocess.pipeline.prepare`: ``burned_in``, ``clean_text``, ``split``,
+            ``split_seed``, ``key``, ``workers``, ``scheduler``, ``retry_failed``.
     """
+    from medvl.preprocess.pipeline import Tables
     from medvl.preprocess.pipeline import prepare as run
-    from medvl.specs import PixelSpec
+    from medvl.specs import PixelSpec, ReportSpec
 
-    pixels = PixelSpec.from_json({"longest_px": longest_px, "voi": voi})
     return run(
-        Path(source), Path(out), modality=_modality(modality), pixels=pixels, progress=progress, **options
+        Path(source),
+        Path(out),
+        modality=_modality(modality),
+        tables=Tables(layout, table, columns, labels, boxes),
+        pixels=PixelSpec.from_json({"longest_px": longest_px, "voi": voi}),
+        report=ReportSpec.from_json(dict(report or {})),
+        progress=progress,
+        **options,
     )
 
 

@@ -15,7 +15,8 @@ from typing import Any
 from medvl.errors import file_token
 from medvl.notice import NOTICE
 from medvl.preprocess.checks import Check, check_records
-from medvl.preprocess.chunks import Failure, Job, Part, Task
+from medvl.preprocess.chunks import Failure, Part
+from medvl.preprocess.plan import Job, Task
 from medvl.preprocess.pseudonyms import write_sources, write_unpaired
 from medvl.preprocess.quality import render_quality
 from medvl.preprocess.sources.pairing import Pairing, Unpaired

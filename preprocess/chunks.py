@@ -10,7 +10,6 @@ import contextlib
 import dataclasses
 import errno
 import gzip
-import hashlib
 import json
 import logging
 import multiprocessing
@@ -20,83 +19,23 @@ import threading
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from jaxtyping import UInt8
 from pydicom.errors import InvalidDicomError
 from pydicom.filereader import read_file_meta_info
 
 from medvl.errors import InputError, MedvlError, StoreError
-from medvl.images import Image, Photometric
-from medvl.preprocess.reading import kind_of, read_image
-from medvl.preprocess.reports import hygiene_notes, mask_identity, parse_report
-from medvl.records import Box, LabelState, Record
-from medvl.specs import PixelSpec, ReportSpec, text_hash
+from medvl.preprocess.plan import Chunk, Task
+from medvl.preprocess.reading import kind_of
+from medvl.preprocess.samples import make_sample
+from medvl.records import Record
 from medvl.store import record_row, row_record, write_atomic, write_shard
+from medvl.store.shards import Sample
 
-__all__ = ["Chunk", "Failure", "Job", "Part", "Task", "prepare_chunk", "read_part", "start_worker"]
-
-
-@dataclass(frozen=True, repr=False)
-class Job:
-    """One image of the plan with all that a record needs and the pixels do not tell.
-
-    It has no ``repr``: an engine may log the arguments of a task that fails.
-    """
-
-    record_id: str
-    study_id: str
-    patient_id: str
-    split: str
-    path: str
-    token: str
-    report: str
-    view: str | None = None
-    laterality: str | None = None
-    labels: dict[str, LabelState] = field(default_factory=dict)
-    boxes: tuple[Box, ...] = ()
-    """In pixels of the source."""
-
-
-@dataclass(frozen=True, repr=False)
-class Chunk:
-    """The jobs of one shard."""
-
-    number: int
-    jobs: tuple[Job, ...]
-
-    @property
-    def name(self) -> str:
-        """The stem of the shard's file name."""
-        return f"{self.number:06d}"
-
-
-@dataclass(frozen=True, repr=False)
-class Task:
-    """What all chunks of a run share."""
-
-    out: Path
-    modality: str
-    pixels: PixelSpec
-    report: ReportSpec
-    plan: str
-    """Digest of the plan; a part of another plan is not taken over."""
-
-    def shard(self, chunk: Chunk) -> Path:
-        """Return where the shard of a chunk lies."""
-        return self.out / "shards" / f"{chunk.name}.tar"
-
-    def part(self, chunk: Chunk) -> Path:
-        """Return where the part of a chunk lies."""
-        return self.out / "private" / "parts" / f"{chunk.name}.json.gz"
-
-    def current(self, chunk: Chunk) -> Path:
-        """Return the file that names the job which a worker is busy with."""
-        return self.out / "private" / "work" / f"{chunk.name}.current"
+__all__ = ["Failure", "Part", "prepare_chunk", "read_part", "refused_write", "start_worker"]
 
 
 @dataclass(frozen=True)
@@ -182,7 +121,7 @@ def refused_write(error: OSError) -> StoreError:
 
 def _samples(
     task: Task, chunk: Chunk, poison: Mapping[int, str], failures: list[Failure]
-) -> Iterator[tuple[Record, UInt8[np.ndarray, "height width"]]]:
+) -> Iterator[Sample]:
     current = task.current(chunk)
     for place, job in enumerate(chunk.jobs):
         if place in poison:
@@ -191,51 +130,11 @@ def _samples(
             continue
         current.write_text(str(place), "ascii")
         try:
-            sample = _sample(task, job)
+            sample = make_sample(task, job)
         except MedvlError as error:
             failures.append(Failure(job.record_id, job.token, error.rule, str(error)))
             continue
         yield sample
-
-
-def _sample(task: Task, job: Job) -> tuple[Record, UInt8[np.ndarray, "height width"]]:
-    image = read_image(Path(job.path))
-    stored = task.pixels.apply(image)
-    report = mask_identity(parse_report(job.report, parser=task.report.parser))
-    rows, columns = image.array.shape[-2:]
-    scale = (stored.shape[0] / rows, stored.shape[1] / columns)
-    record = Record(
-        record_id=job.record_id,
-        study_id=job.study_id,
-        patient_id=job.patient_id,
-        modality=task.modality,
-        split=job.split,
-        source_kind="dicom" if kind_of(Path(job.path)) == "dicom" else "raster",
-        report=report.text,
-        retrieval=task.report.render(report, "retrieval"),
-        generation=task.report.render(report, "generation"),
-        text_hash=text_hash(report.text),
-        pixel_hash=_pixel_hash(stored),
-        pixel_digest=task.pixels.digest,
-        report_digest=task.report.digest,
-        shape=stored.shape,
-        dtype=str(stored.dtype),
-        source_shape=(rows, columns),
-        view=job.view or image.view,
-        laterality=job.laterality or image.laterality,
-        spacing_mm=_stored_spacing(image, scale),
-        spacing_frame=image.spacing_frame,
-        inverted=image.photometric is Photometric.MONOCHROME1,
-        sections=report.sections,
-        sentences=report.sentences,
-        labels=dict(job.labels),
-        boxes=tuple(
-            Box(b.label, b.x0 * scale[1], b.y0 * scale[0], b.x1 * scale[1], b.y1 * scale[0])
-            for b in job.boxes
-        ),
-        notes=(*image.notes, *hygiene_notes(job.report)),
-    )
-    return record, stored
 
 
 def _kinds(chunk: Chunk) -> dict[str, int]:
@@ -249,18 +148,6 @@ def _kind(path: Path) -> str:
         suffix = path.suffix[1:].upper()
         return {"JPG": "JPEG", "TIF": "TIFF", "": "no suffix"}.get(suffix, suffix)
     return "DICOM without transfer syntax"
-
-
-def _stored_spacing(image: Image, scale: tuple[float, float]) -> tuple[float, ...] | None:
-    if image.spacing_mm is None:
-        return None
-    return tuple(spacing / factor for spacing, factor in zip(image.spacing_mm[-2:], scale, strict=True))
-
-
-def _pixel_hash(stored: UInt8[np.ndarray, "height width"]) -> str:
-    digest = hashlib.blake2b(str(stored.shape).encode(), digest_size=12)
-    digest.update(np.ascontiguousarray(stored).data)
-    return digest.hexdigest()
 
 
 def _write_part(task: Task, chunk: Chunk, part: Part, shard: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from medvl.errors import UsageError
-from medvl.preprocess.chunks import Task
+from medvl.preprocess.plan import Task
 from medvl.version import VERSION
 
 __all__ = ["DaskCluster", "connected"]

@@ -8,7 +8,6 @@ Killed at any moment, the same call goes on where it stopped and ends with the s
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import hashlib
 import json
 import logging
@@ -23,24 +22,25 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from medvl.errors import StoreError, UsageError, file_token
+from medvl.errors import StoreError, UsageError
 from medvl.preprocess.assembly import Prepared, PrepareSummary, assemble
-from medvl.preprocess.chunks import Chunk, Job, Task, read_part, refused_write
+from medvl.preprocess.chunks import read_part, refused_write
 from medvl.preprocess.lock import hold
+from medvl.preprocess.plan import Chunk, Task
+from medvl.preprocess.planning import Tables, digest_of, open_source, pair_source, plan_chunks, plan_jobs
 from medvl.preprocess.pool import Engine, ProcessPool, run_chunks
 from medvl.preprocess.pseudonyms import Pseudonyms, keep_key
-from medvl.preprocess.sources.pairing import Pairing, pair
+from medvl.preprocess.reading.burned import Policy
+from medvl.preprocess.sources.pairing import Pairing
 from medvl.specs import PixelSpec, ReportSpec
 from medvl.splits import split_of
 from medvl.store import write_atomic
 
-__all__ = ["PrepareSummary", "prepare"]
+__all__ = ["PrepareSummary", "Tables", "prepare", "preview"]
 
 Progress = Callable[[int, int, str], None]
 
 _OURS = {"private", "shards", "store.json", "index.parquet", "failures.jsonl", "quality.html"}
-_FEWEST = 4
-"""A small source still gives some 32 shards of at least this many records: enough for every core."""
 
 
 def prepare(
@@ -48,12 +48,11 @@ def prepare(
     out: str | Path,
     *,
     modality: str = "cxr",
-    table: Path | None = None,
-    columns: Mapping[str, str] | None = None,
-    labels: Path | None = None,
-    boxes: Path | None = None,
+    tables: Tables | None = None,
     pixels: PixelSpec | None = None,
     report: ReportSpec | None = None,
+    burned_in: Policy = "off",
+    clean_text: bool = True,
     split: Sequence[float] = (0.8, 0.1, 0.1),
     split_seed: int = 0,
     key: bytes | None = None,
@@ -69,15 +68,14 @@ def prepare(
     record or one line of ``failures.jsonl``. The bytes of the store do not depend on ``workers``.
 
     Args:
-        source: a tree of DICOM files, or a folder of images, with a report table.
+        source: a tree of DICOM files or a folder of images, with their reports; or an archive of one.
         out: the store; a half-written one is resumed, a finished one is left as it is.
         modality: kept in every record.
-        table: report table; found in the source if None.
-        columns: role to column name, where the guess is wrong.
-        labels: label table; ``labels.*`` in the source if None.
-        boxes: box table; ``boxes.*`` or ``*_boxes.csv`` in the source if None.
+        tables: the layout of the source and its tables, where they are not to be found or guessed.
         pixels: how an image becomes the stored array.
         report: which sentences each text view keeps.
+        burned_in: what is done about text in the pictures: a :data:`~medvl.preprocess.reading.burned.Policy`.
+        clean_text: take names and identifiers out of the reports and move their dates.
         split: shares of train, val and test, drawn by patient where the table gives no split.
         split_seed: another seed gives another split.
         key: pseudonym key; made, or taken from ``out/private/key``, if None.
@@ -92,7 +90,7 @@ def prepare(
         BadTable: the report table cannot be read or matched.
         StoreError: the store cannot be written.
     """
-    source, out = Path(source), Path(out)
+    source, out, tables = Path(source), Path(out), tables or Tables()
     pixels, report = pixels or PixelSpec(), report or ReportSpec()
     if shard_records < 1 or (workers is not None and workers < 1):
         raise UsageError(
@@ -100,41 +98,70 @@ def prepare(
         )
     split_of("", seed=split_seed, fractions=split)
     _check_folders(source, out)
+    private = out / "private"
     with _sigterm_exits(), _silent_readers():
-        paired = pair(source, table=table, columns=columns, labels=labels, boxes=boxes)
         try:
-            private = out / "private"
-            for folder in (private / "parts", private / "work", out / "shards"):
-                folder.mkdir(parents=True, exist_ok=True)
+            folder = open_source(source, into=private / "source")
+            paired, layout = pair_source(folder, tables, modality=modality)
+            for made in (private / "parts", private / "work", out / "shards"):
+                made.mkdir(parents=True, exist_ok=True)
             private.chmod(0o700)
             with hold(private / "lock"):
                 _sweep(out)
                 ids = Pseudonyms(keep_key(private, given=key))
-                jobs = _jobs(source, paired, ids=ids, split=split, seed=split_seed)
+                jobs = plan_jobs(folder, paired, ids=ids, split=split, seed=split_seed)
                 options = {
                     "modality": modality,
                     "pixel spec": pixels.digest,
                     "report spec": report.digest,
+                    "text in pictures": burned_in,
+                    "clean text": clean_text,
+                    "layout": layout,
                     "split": [float(share) for share in split],
                     "split seed": split_seed,
                     "records per shard": shard_records,
-                    "source": f"{len(jobs)} images with digest {_contents(jobs)}",
+                    "source": f"{len(jobs)} images with digest {digest_of(jobs)}",
                 }
-                task = Task(out, modality, pixels, report, _agree(private / "plan.json", options))
-                chunks = _chunks(jobs, most=shard_records)
+                task = Task(
+                    out,
+                    modality,
+                    pixels,
+                    report,
+                    _agree(private / "plan.json", options),
+                    burned_in=burned_in,
+                    clean_text=clean_text,
+                    label_text=not any(job.labels for job in jobs),
+                )
+                chunks = plan_chunks(jobs, most=shard_records)
                 if retry_failed:
                     _forget_failures(task, chunks)
                 return _run(
                     task,
                     chunks,
                     paired=paired,
-                    source=source,
+                    source=folder,
                     options=options,
-                    engine=_engine(workers, scheduler, folders=(source, out)),
+                    engine=_engine(workers, scheduler, folders=(folder, out)),
                     progress=progress,
                 )
         except OSError as error:
             raise refused_write(error) from error
+
+
+def preview(
+    source: str | Path, out: str | Path, *, modality: str = "cxr", tables: Tables | None = None
+) -> Pairing:
+    """Say what :func:`prepare` would pair, and why not the rest; nothing is written.
+
+    Only an archive is unpacked, into ``out``, where ``prepare`` looks for it.
+
+    Raises:
+        UsageError, BadTable, BadArchive: as :func:`prepare`.
+    """
+    _check_folders(Path(source), Path(out))
+    with _silent_readers():
+        folder = open_source(Path(source), into=Path(out) / "private" / "source")
+        return pair_source(folder, tables or Tables(), modality=modality)[0]
 
 
 def _run(
@@ -187,8 +214,6 @@ def _engine(
 
 
 def _check_folders(source: Path, out: Path) -> None:
-    if not source.is_dir():
-        raise UsageError("the source is not a folder.", hint="Give the folder that holds the images.")
     inside, outside = out.resolve(), source.resolve()
     if inside == outside or outside in inside.parents or inside in outside.parents:
         raise UsageError(
@@ -246,42 +271,6 @@ def _sweep(out: Path) -> None:
             path.unlink(missing_ok=True)
     shutil.rmtree(out / "private" / "work", ignore_errors=True)
     (out / "private" / "work").mkdir(exist_ok=True)
-
-
-def _jobs(source: Path, paired: Pairing, *, ids: Pseudonyms, split: Sequence[float], seed: int) -> list[Job]:
-    jobs = []
-    for item in paired.items:
-        relative = item.path.relative_to(source).as_posix()
-        jobs.append(
-            Job(
-                record_id=ids.record(relative),
-                study_id=ids.study(item.study),
-                patient_id=ids.patient(item.patient),
-                split=item.split or split_of(item.patient, seed=seed, fractions=split),
-                path=str(item.path),
-                token=file_token(item.path),
-                report=item.report,
-                view=item.view,
-                laterality=item.laterality,
-                labels=dict(item.labels),
-                boxes=tuple(item.boxes),
-            )
-        )
-    return sorted(jobs, key=lambda job: job.record_id)
-
-
-def _contents(jobs: Sequence[Job]) -> str:
-    """Hash all that the plan takes from the source: paths, sizes, texts, labels."""
-    digest = hashlib.blake2b(digest_size=12)
-    for job in jobs:
-        values = dataclasses.asdict(job) | {"path": None, "bytes": Path(job.path).stat().st_size}
-        digest.update(json.dumps(values, sort_keys=True).encode())
-    return digest.hexdigest()
-
-
-def _chunks(jobs: Sequence[Job], *, most: int) -> list[Chunk]:
-    size = min(most, max(_FEWEST, -(-len(jobs) // 32)))
-    return [Chunk(k, tuple(jobs[i : i + size])) for k, i in enumerate(range(0, len(jobs), size))]
 
 
 def _agree(path: Path, options: Mapping[str, Any]) -> str:

@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 from medvl.errors import MedvlError, StoreError
-from medvl.preprocess.chunks import Chunk, Task, prepare_chunk, start_worker
+from medvl.preprocess.chunks import prepare_chunk, start_worker
+from medvl.preprocess.plan import Chunk, Task
 
 __all__ = ["Engine", "ProcessPool", "Unforeseen", "run_chunks"]
 

@@ -7,7 +7,7 @@ import hashlib
 import io
 import os
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -129,6 +129,13 @@ def write_unpaired(private: Path, rows: Iterable[tuple[str, str, str, str]]) -> 
         rows: reason, file token, path below the source folder, line of the report table.
     """
     _write_table(private / "unpaired.csv", ("reason", "token", "path", "line"), rows)
+
+
+def write_pairing(path: Path, rows: Iterable[Sequence[str]]) -> None:
+    """Write what became of each file and row of a source; the first row names the columns."""
+    stream = io.StringIO()
+    csv.writer(stream, lineterminator="\n").writerows(rows)
+    write_secret_table(path, stream.getvalue())
 
 
 def write_secret_table(path: Path, text: str) -> None:

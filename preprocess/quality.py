@@ -77,6 +77,9 @@ def render_quality(
         pictures=_pictures(records, kinds),
         text=_text(records, report),
         labels=_labels(records),
+        agreement=_agreement(records),
+        removed=_bars(sum((Counter(record.redactions) for record in records), Counter())),
+        burned=_burned(records),
         samples=_samples(records, shards),
         specs=[_spec("pixel spec", pixels), _spec("report spec", report)],
     )
@@ -230,6 +233,34 @@ def _labels(records: Sequence[Record]) -> list[dict[str, Any]]:
     return sorted(table, key=lambda row: (-row["present"], row["name"]))
 
 
+def _agreement(records: Sequence[Record]) -> list[dict[str, Any]]:
+    """Compare, finding by finding, the labels that were given with what the reports say."""
+    cells: dict[str, Counter[str]] = defaultdict(Counter)
+    for record in records:
+        for finding in record.said:
+            given, said = record.labels.get(finding), record.said[finding]
+            if given is None:
+                cells[finding]["said alone"] += 1
+            else:
+                cells[finding]["agree" if IS_PRESENT.get(given) == IS_PRESENT.get(said) else "differ"] += 1
+    kinds = ("agree", "differ", "said alone")
+    rows = [{"name": finding, **{kind: counts[kind] for kind in kinds}} for finding, counts in cells.items()]
+    return sorted(rows, key=lambda row: (-int(row["differ"]), str(row["name"])))
+
+
+def _burned(records: Sequence[Record]) -> dict[str, int] | None:
+    """Count the films with text in the picture; None when nobody looked."""
+    seen = [record for record in records if record.text_fraction is not None]
+    if not seen:
+        return None
+    return {
+        "films looked at": len(seen),
+        "with text": sum(any(r.kind == "text" for r in record.text_regions) for record in seen),
+        "with text painted over": sum(any(r.masked for r in record.text_regions) for record in seen),
+        "with a side marker": sum(any(r.kind == "marker" for r in record.text_regions) for record in seen),
+    }
+
+
 def _samples(records: Sequence[Record], shards: Path) -> list[dict[str, Any]]:
     by_view: dict[str, list[Record]] = defaultdict(list)
     for record in records:
@@ -265,6 +296,10 @@ def _card(record: Record, shards: Path) -> dict[str, Any]:
                 "height": box.y1 - box.y0,
             }
             for box in record.boxes
+        ],
+        "regions": [
+            {"kind": r.kind, "x": r.x0, "y": r.y0, "width": r.x1 - r.x0, "height": r.y1 - r.y0}
+            for r in record.text_regions
         ],
         "present": sorted(finding for finding, state in record.labels.items() if IS_PRESENT.get(state)),
         "text": _short(" ".join(record.retrieval), most=_TEXT_SHOWN),

@@ -255,7 +255,7 @@ def test_values_out_of_range_are_refused(tree, tmp_path, arguments, says):
 
 
 def test_folders_that_cannot_be_are_refused(tree, tmp_path):
-    with pytest.raises(UsageError, match="the source is not a folder"):
+    with pytest.raises(UsageError, match="the source is neither a folder nor a file"):
         prepare(tmp_path / "nowhere", tmp_path / "s")
     with pytest.raises(UsageError, match="lie inside each other"):
         prepare(tree, tree / "store")

@@ -39,6 +39,8 @@ def build_parser() -> Parser:
         verbs = own.add_subparsers(dest="verb", metavar="VERB", required=True, parser_class=Parser)
         data.add_prepare(verbs, modality)
         models.add_modality_verbs(verbs, modality)
+    data.add_deid(top)
+    data.add_data(top)
     models.add_verbs(top)
     return parser
 

@@ -1,18 +1,22 @@
-"""The commands that make and keep record stores."""
+"""The commands that make record stores, keep them, and clean what goes into them."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
-from medvl.cli.basis import EXIT_SOME_FAILED, Verbs, key_bytes, progress, show, verb
+from medvl.cli.basis import EXIT_SOME_FAILED, Parser, Verbs, key_bytes, progress, show, verb
 from medvl.errors import UsageError
+from medvl.notice import NOTICE
 
 
 def add_prepare(verbs: Verbs, modality: str) -> None:
     """Add ``medvl MODALITY prepare``."""
     prepare = verb(verbs, "prepare", "studies and reports to a record store", _prepare)
-    prepare.add_argument("source", type=Path, help="a tree of DICOM files or a folder of images")
+    prepare.add_argument(
+        "source", type=Path, help="a tree of DICOM files, a folder of images, or an archive of one"
+    )
     prepare.add_argument("out", type=Path, help="the store to write; a half-written one is resumed")
     prepare.add_argument(
         "--table", type=Path, help="report table (CSV, TSV, Parquet); default: found in SOURCE"
@@ -26,6 +30,13 @@ def add_prepare(verbs: Verbs, modality: str) -> None:
     )
     prepare.add_argument("--labels", type=Path, help="label table; default: labels.* in SOURCE")
     prepare.add_argument("--boxes", type=Path, help="box table; default: boxes.* or *_boxes.csv in SOURCE")
+    prepare.add_argument(
+        "--layout", default="auto", help="a public layout by name; auto looks for one, none does not (auto)"
+    )
+    prepare.add_argument(
+        "--dry-run", action="store_true", help="only say what would be paired, what not, and why"
+    )
+    prepare.add_argument("--details", type=Path, help="with --dry-run: a CSV with one line a file and row")
     prepare.add_argument("--longest-px", type=int, default=512, help="longest side of a stored image (512)")
     prepare.add_argument(
         "--voi",
@@ -34,43 +45,228 @@ def add_prepare(verbs: Verbs, modality: str) -> None:
         help="grey scale: header's VOI or percentiles",
     )
     prepare.add_argument(
+        "--burned-in",
+        choices=("off", "keep", "mask", "drop"),
+        default="off",
+        help="text in the pictures: do not look; look and record; paint over; leave the film out (off)",
+    )
+    prepare.add_argument(
+        "--keep-text", action="store_true", help="leave names, identifiers and dates in the reports"
+    )
+    prepare.add_argument(
+        "--report",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="how reports are read: parser=de-1, abbreviations=expand, generation_priors=keep (repeatable)",
+    )
+    prepare.add_argument(
         "--split", type=float, nargs=3, default=(0.8, 0.1, 0.1), metavar=("TRAIN", "VAL", "TEST")
     )
     prepare.add_argument("--split-seed", type=int, default=0)
     prepare.add_argument("--key", type=Path, help="file with the pseudonym key; default: made in OUT/private")
     prepare.add_argument("--workers", type=int, help="processes; default: all cores")
+    prepare.add_argument(
+        "--scheduler", metavar="ADDRESS", help="address of a Dask scheduler whose workers do the work"
+    )
     prepare.add_argument("--retry-failed", action="store_true", help="try items again that failed before")
     prepare.set_defaults(modality=modality)
+
+
+def add_deid(top: Verbs) -> None:
+    """Add ``medvl deid``."""
+    deid = verb(top, "deid", "clean copies of DICOM files and reports, flags set, audited", _deid)
+    deid.add_argument("source", type=Path, help="a tree of DICOM files with tables and texts")
+    deid.add_argument("out", type=Path, help="the clean copies; an interrupted run is resumed")
+    deid.add_argument(
+        "--pixels",
+        choices=("mask", "drop", "keep", "off"),
+        default="mask",
+        help="text in the pictures: paint over; leave the file out; only say so; do not look (mask)",
+    )
+    deid.add_argument("--key", type=Path, help="file with the pseudonym key; default: made in OUT/private")
+    deid.add_argument("--workers", type=int, help="processes; default: all cores")
+
+
+def add_data(top: Verbs) -> None:
+    """Add ``medvl data check``, ``select``, ``append``, ``reduce``, ``export`` and ``audit``."""
+    parser = top.add_parser(
+        "data", help="record stores: check, select, append, reduce, export", epilog=NOTICE
+    )
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True, parser_class=Parser)
+
+    check = verb(verbs, "check", "leaks, duplicates and conflicts, with the names of the records", _check)
+    check.add_argument("store", type=Path)
+    check.add_argument("--deep", action="store_true", help="also read and decode every payload")
+    check.add_argument("--details", type=Path, help="write every finding to this CSV file")
+
+    select = verb(verbs, "select", "a smaller store of the chosen records", _select)
+    select.add_argument("store", type=Path)
+    select.add_argument("out", type=Path)
+    select.add_argument("where", help="a pandas expression: \"view == 'PA' and split == 'train'\"")
+
+    append = verb(verbs, "append", "add the records of a second store made with the same key", _append)
+    append.add_argument("store", type=Path, help="the store that grows")
+    append.add_argument("more", type=Path, help="the store whose records are added")
+
+    reduce = verb(verbs, "reduce", "leave near-duplicates out; no report loses its evidence", _reduce)
+    reduce.add_argument("store", type=Path)
+    reduce.add_argument("out", type=Path, nargs="?", help="the smaller store; without it, only look")
+    reduce.add_argument("--distance", type=int, default=6, help="bits of 64 that count as similar (6)")
+    reduce.add_argument("--within", choices=("patient", "store"), default="patient")
+    reduce.add_argument("--details", type=Path, help="write what goes and what stays to this CSV file")
+
+    export = verb(
+        verbs, "export", "for other tools: Hugging Face datasets, or pictures with a table", _export
+    )
+    export.add_argument("store", type=Path)
+    export.add_argument("out", type=Path)
+    export.add_argument("--to", choices=("datasets", "folder"), default="datasets")
+
+    audit = verb(verbs, "audit", "search a store for every identifying value of its source", _audit)
+    audit.add_argument("store", type=Path)
+    audit.add_argument("source", type=Path, help="the originals that the store was prepared from")
+    audit.add_argument("--read-pictures", action="store_true", help="also read text in the stored pictures")
+
+
+def _pairs(items: Sequence[str], option: str, example: str) -> dict[str, str]:
+    found = {}
+    for item in items:
+        key, equals, value = item.partition("=")
+        if not (key and equals):
+            raise UsageError(f"{option} {item!r} is not KEY=VALUE.", hint=f"For example {example}.")
+        found[key] = value
+    return found
 
 
 def _prepare(arguments: argparse.Namespace) -> int:
     from medvl import verbs
 
-    columns = {}
-    for item in arguments.column:
-        role, equals, name = item.partition("=")
-        if not (role and equals):
-            raise UsageError(
-                f"--column {item!r} is not ROLE=NAME.", hint="For example text=report; split= for none."
-            )
-        columns[role] = name
+    given = {
+        "layout": arguments.layout,
+        "table": arguments.table,
+        "columns": _pairs(arguments.column, "--column", "text=report; split= for none"),
+        "labels": arguments.labels,
+        "boxes": arguments.boxes,
+    }
+    if arguments.dry_run:
+        from medvl.preprocess.pipeline import Tables, preview
+        from medvl.preprocess.pseudonyms import write_pairing
+        from medvl.preprocess.sources.pairing import ROW_HEADER
+
+        paired = preview(arguments.source, arguments.out, modality=arguments.modality, tables=Tables(**given))
+        show(arguments, paired)
+        if arguments.details:
+            write_pairing(arguments.details, [ROW_HEADER, *paired.rows()])
+        return 0
     with progress(arguments) as bar:
         summary = verbs.prepare(
             arguments.source,
             arguments.out,
             modality=arguments.modality,
-            table=arguments.table,
-            columns=columns,
-            labels=arguments.labels,
-            boxes=arguments.boxes,
             longest_px=arguments.longest_px,
             voi=arguments.voi,
+            report=_pairs(arguments.report, "--report", "parser=de-1"),
+            burned_in=arguments.burned_in,
+            clean_text=not arguments.keep_text,
             split=tuple(arguments.split),
             split_seed=arguments.split_seed,
             key=key_bytes(arguments.key),
             workers=arguments.workers,
+            scheduler=arguments.scheduler,
             retry_failed=arguments.retry_failed,
+            progress=bar,
+            **given,
+        )
+    show(arguments, summary)
+    return 0 if summary.complete else EXIT_SOME_FAILED
+
+
+def _deid(arguments: argparse.Namespace) -> int:
+    from medvl.preprocess.deid.run import deidentify
+
+    with progress(arguments) as bar:
+        summary = deidentify(
+            arguments.source,
+            arguments.out,
+            key=key_bytes(arguments.key),
+            pixels=arguments.pixels,
+            workers=arguments.workers,
             progress=bar,
         )
     show(arguments, summary)
     return 0 if summary.complete else EXIT_SOME_FAILED
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    from medvl.preprocess.checks import check_store
+    from medvl.store import Store
+
+    with progress(arguments) as bar:
+        found = check_store(
+            Store(arguments.store),
+            deep=arguments.deep,
+            **({"shown": None} if arguments.details else {}),
+            progress=bar,
+        )
+    if arguments.details:
+        arguments.details.write_text(found.table(), "utf-8")
+    show(arguments, found)
+    return EXIT_SOME_FAILED if found.worst == "problem" else 0
+
+
+def _select(arguments: argparse.Namespace) -> int:
+    from medvl.preprocess.curation import select
+    from medvl.store import Store
+
+    with progress(arguments) as bar:
+        show(arguments, select(Store(arguments.store), arguments.where, arguments.out, progress=bar))
+    return 0
+
+
+def _append(arguments: argparse.Namespace) -> int:
+    from medvl.preprocess.curation import append
+
+    with progress(arguments) as bar:
+        show(arguments, append(arguments.store, arguments.more, progress=bar))
+    return 0
+
+
+def _reduce(arguments: argparse.Namespace) -> int:
+    from medvl.preprocess.curation import select
+    from medvl.preprocess.reduction import reduce_pairs
+    from medvl.store import Store
+
+    store = Store(arguments.store)
+    with progress(arguments) as bar:
+        reduction = reduce_pairs(store, distance=arguments.distance, within=arguments.within, progress=bar)
+        if arguments.out:
+            select(store, reduction.kept, arguments.out, progress=bar)
+    if arguments.details:
+        arguments.details.write_text(reduction.table(), "utf-8")
+    show(arguments, reduction)
+    return 0
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    from medvl.preprocess.export import export_datasets, export_folder
+    from medvl.store import Store
+
+    run = export_datasets if arguments.to == "datasets" else export_folder
+    with progress(arguments) as bar:
+        show(arguments, run(Store(arguments.store), arguments.out, progress=bar))
+    return 0
+
+
+def _audit(arguments: argparse.Namespace) -> int:
+    from medvl.preprocess.deid.audit import audit
+    from medvl.preprocess.deid.carriers import collect_carriers
+    from medvl.store import Store
+
+    found = audit(
+        collect_carriers(arguments.source),
+        Store(arguments.store).path,
+        pixels="read" if arguments.read_pictures else "off",
+    )
+    show(arguments, found)
+    return 0 if found.clean else EXIT_SOME_FAILED
