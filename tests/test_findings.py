@@ -253,6 +253,21 @@ CT = [
     ("Both lungs are normal and no mass or infiltration was detected.", "-opac"),
     ("Nodules are thought to be stable compared to the previous examination.", "=nod"),
     ("It may be compatible with sequelae changes.", "?fib"),
+    ("No lymph node was observed in both axillae in pathological size and appearance.", "-lap"),
+    ("Small lymph nodes, none of which are pathologically enlarged.", "-lap"),
+    ("A few lymph nodes, the largest with a short axis of 7 mm, none pathological.", "-lap"),
+    ("Lymph nodes below pathological dimensions are seen.", "-lap"),
+    ("No pathologically sized and configured lymph nodes were detected in the axilla.", "-lap"),
+    ("There are lymph nodes with a short axis exceeding 1 cm.", "+lap"),
+    ("There are mediastinal lymph nodes that do not reach pathological size.", "-lap"),
+    ("Lymph nodes not exceeding 1 cm in short axis.", "-lap"),
+    ("No significant difference was found in the nodules.", "=nod"),
+    ("The ground-glass areas have regressed completely.", "-opac"),
+    ("Global enlargement of the heart.", "+card"),
+    ("Sliding hernia, no effusion.", "+hernia -eff"),
+    ("Crazy paving pattern is observed.", "+opac"),
+    ("Mosaic attenuation, which may be secondary to small airway disease.", "+mosaic"),
+    ("Metallic suture materials secondary to sternotomy.", "+mat"),
 ]  # fmt: skip
 
 

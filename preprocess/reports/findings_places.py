@@ -121,7 +121,10 @@ class Text:
     def _places(self, i: int, sign: Sign) -> list[int]:
         """Return the places that a sign is said of: close after it, else before it, else after a verb."""
         wanted = sign.competing
-        for places in (self._right(i, wanted, over_verbs=False), self._left(i, wanted)):
+        right, left = self._right(i, wanted, over_verbs=False), self._left(i, wanted)
+        if right == [] and left and self.marks[i].first - self.marks[left[0]].last <= 2:
+            right = None  # "nodes enlarged in the mediastinum": what follows only says where
+        for places in (right, left):
             if places is not None:
                 return places
         places = self._right(i, wanted, over_verbs=True)

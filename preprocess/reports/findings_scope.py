@@ -50,6 +50,8 @@ class _Cues:
                 continue
             if claim.at != at:
                 at, before, after = claim.at, self._before(claim.at), self._after(claim.at)
+                if claim.place < at:
+                    before += self._denied(claim.place, at)
             self._decide(claim, before, after)
         self._alternatives(self.found)
         return [claim for claim in self.found if claim.state]
@@ -117,6 +119,12 @@ class _Cues:
             elif self.sides[j] == "post":
                 break
         return found
+
+    def _denied(self, place: int, at: int) -> list[tuple[str, int]]:
+        """Return the cue that denies a place whose sign stands behind a verb: "no node was large"."""
+        if not any(mark.entry.struct in VERBS for mark in self.marks[place:at]):
+            return []
+        return [cue for cue in self._before(place) if cue[0] in ("absent", "unsaid")]
 
     def _opens(self, j: int, i: int) -> bool:
         """Say whether a new phrase starts after a joint, which no earlier cue reaches."""
@@ -210,7 +218,8 @@ class _Cues:
             start, end = first[0].at, second[0].at
             if end - start > PLACES or self.marks[start].clause != self.marks[end].clause:
                 continue
-            between = {mark.entry.struct for mark in self.marks[start + 1 : end]}
+            marks = self.marks[start + 1 : end]
+            between = {"cue" if mark.entry.pre or mark.entry.post else mark.entry.struct for mark in marks}
             open_choice = "or" in between and between <= _CHOICE
             if "versus" in between or (
                 open_choice and {c.finding for c in first} != {c.finding for c in second}
