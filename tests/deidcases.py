@@ -73,7 +73,7 @@ def planted(*, study: int = 1, date: str = "20150312") -> FileDataset:
     dataset.RequestAttributesSequence = [request]
     reference = Dataset()
     reference.ReferencedSOPClassUID = dataset.SOPClassUID
-    reference.ReferencedSOPInstanceUID = f"1.2.826.0.1.3680043.9.7777.1.{3 - study}.3"
+    reference.ReferencedSOPInstanceUID = f"1.2.826.0.1.3680043.9.7777.1.{2 if study == 1 else 1}.3"
     dataset.SourceImageSequence = [reference]
     dataset.add_new(0x60000010, "US", 8)
     dataset.add_new(0x60000011, "US", 8)
