@@ -272,7 +272,7 @@ def test_a_missing_package_says_how_to_install_it(forgotten, monkeypatch, packag
 def test_a_wheel_without_the_models_is_refused_and_never_completed_from_the_network(
     ocr, forgotten, monkeypatch
 ):
-    monkeypatch.setattr(burned, "_DETECTOR", "gone.onnx")
+    monkeypatch.setitem(burned._MODELS, "Det", "gone")
     with pytest.raises(MissingDependency, match=r"rapidocr 3\.10 with its models"):
         burned.find_text(np.zeros((64, 64), np.uint8))
 

@@ -178,20 +178,20 @@ def test_capitals_are_as_high_as_asked():
     assert abs(len(rows) - 40) <= 3
 
 
+def test_an_unknown_mode_is_refused(films, tmp_path):
+    from medvl.phantoms.typographic import _check  # the public function's type already forbids it here
+
+    with pytest.raises(UsageError, match=r"the mode is 'rong'.*Did you mean 'wrong'"):
+        _check(films, tmp_path, mode="rong", share=1.0, height=0.05)
+
+
 @pytest.mark.parametrize(
     ("asked", "message"),
-    [
-        ({"mode": "rong"}, r"the mode is 'rong'.*Did you mean 'wrong'"),
-        ({"mode": "wrong", "share": 1.5}, r"share is 1\.5, .* 0 to 1"),
-        ({"mode": "wrong", "height": 0.5}, r"height is 0\.5, .* 0 to 0\.2"),
-    ],
+    [({"share": 1.5}, r"share is 1\.5, .* 0 to 1"), ({"height": 0.5}, r"height is 0\.5, .* 0 to 0\.2")],
 )
-def test_wrong_calls_are_refused(films, tmp_path, asked, message):
-    asked = {"mode": "wrong", **asked}
-    from medvl.phantoms import typographic
-
+def test_shares_out_of_range_are_refused(films, tmp_path, asked, message):
     with pytest.raises(UsageError, match=message):
-        typographic._check(films, tmp_path, **{"share": 1.0, "height": 0.05, **asked})
+        write_attack(films, tmp_path / "out", mode="wrong", **asked)
 
 
 def test_folders_that_do_not_fit_are_refused(films, wrong, tmp_path):

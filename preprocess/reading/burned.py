@@ -58,20 +58,18 @@ COARSE_PX = 736
 """Longest side at which the whole picture is looked at."""
 ENLARGED_PX, LARGEST_ENLARGEMENT = 1024, 2.0
 """Small pictures are enlarged up to this side and factor: screen shots have letters of five pixels."""
-LEAST_SCORE = 0.5
-"""Mean confidence of the recogniser below which a region is no text."""
-LEAST_SHORT_SCORE = 0.8
-"""The same for fewer than ``SHORT`` letters and digits: cells, teeth and tripods read as short words."""
-SHORT = 6
+LEAST_SCORE, LEAST_SHORT_SCORE, SHORT = 0.5, 0.8, 6
+"""Mean confidence of the recogniser below which a region is no text; the second for fewer than 6 letters and
+digits, because cells, ribs and tripods read as short words."""
 STROKE_PX = 9
 """Strokes narrower than this many fine pixels stand out of their surroundings."""
-STROKE_GREY = 18
-"""Grey levels by which a stroke differs from what lies beside it, at least."""
-STROKE_NOISE = 2.5
-"""The same in units of the picture's median response, which is that of its noise."""
-CELL_PX = 32
-CELL_STROKES = 20
-"""Stroke pixels in a cell of ``CELL_PX``² that make it worth reading."""
+STROKE_GREY, STROKE_NOISE = 18, 2.5
+"""Least difference of a stroke from what lies beside it: in grey levels, and in medians of the picture's own
+response, which is that of its noise."""
+CELL_PX, CELL_STROKES = 32, 20
+"""Side of a cell, and stroke pixels in it that make it worth reading."""
+TILE_PX, OVERLAP_PX = 1024, 128
+"""A larger part is read in overlapping tiles, so that a page of text costs no more memory than a film."""
 MOSTLY = 0.65
 """Share of a region inside another that makes it the same one seen twice."""
 MARGIN = 0.2
@@ -79,9 +77,7 @@ MARGIN = 0.2
 RING_PX = 6
 """Width of the frame around a region whose median is painted."""
 
-_DETECTOR = "PP-OCRv6_det_small.onnx"
-_RECOGNISER = "PP-OCRv6_rec_small.onnx"
-_CLASSIFIER = "ch_ppocr_mobile_v2.0_cls_mobile.onnx"
+_MODELS = dict(Det="PP-OCRv6_det_small", Rec="PP-OCRv6_rec_small", Cls="ch_ppocr_mobile_v2.0_cls_mobile")
 _CIRCLED = str.maketrans({"®": "R", "Ⓡ": "R", "Ⓛ": "L", "ⓡ": "R", "ⓛ": "L"})
 _WORD = re.compile(r"[^\W_]+")
 
@@ -90,9 +86,9 @@ def find_text(pixels: Picture, *, markers: frozenset[str] = MARKERS) -> tuple[Te
     """Find burned-in text and side markers in a display picture.
 
     The whole picture is read with its longest side reduced to 736 px, for large letters. Where narrow
-    strokes crowd, it is read again at up to 2048 px, for small ones. A region counts when its mean
-    confidence is 0.5 or more and it holds two different letters or
-    digits, or is a marker: single signs are ribs, rulers and film edges more often than text.
+    strokes crowd, it is read again at up to 2048 px, for small ones. A region counts when the recogniser is
+    confident and it holds two different letters or digits, or is a marker: single signs are ribs, rulers
+    and film edges more often than text.
 
     Args:
         pixels: a picture as it is shown, white on black or black on white.
@@ -200,10 +196,6 @@ def mask_text(pixels: Picture, regions: Sequence[TextRegion]) -> Picture:
 
     A region is dilated by a fifth of its shorter side and takes the median of the frame around it, so
     that it blends in: a black box would itself say "there was text here" more loudly than a patch.
-
-    Args:
-        pixels: the picture.
-        regions: in its pixels.
     """
     return _paint(pixels, regions)
 
@@ -216,10 +208,6 @@ def mask_native(
 
     The same rule as :func:`mask_text`, sample by sample, in stored values: the paint is a value that
     the frame already holds, whatever rescale, window or polarity comes later.
-
-    Args:
-        frame: stored values.
-        regions: in pixels of the frame.
     """
     return _paint(frame, regions)
 
@@ -227,11 +215,7 @@ def mask_native(
 def text_fraction(regions: Iterable[TextRegion], shape: tuple[int, ...]) -> float:
     """Return the share of the picture that text covers: area of the union of regions ÷ area.
 
-    Markers do not count; what several regions cover counts once.
-
-    Args:
-        regions: in pixels of the picture.
-        shape: rows and columns of the picture.
+    Markers do not count; what several regions cover counts once. ``shape`` is that of the picture.
 
     Examples:
         >>> region = TextRegion(0, 0, 5, 4, "text", 1.0, False)
@@ -313,8 +297,15 @@ def _crops(fine: Picture) -> list[tuple[int, int, Part]]:
     _, _, boxes, _ = cv2.connectedComponentsWithStats(crowded, connectivity=8)
     crops = []
     for left, top, wide, high in (CELL_PX * boxes[1:, :4]).tolist():
-        crops.append((top, left, fine[top : top + high, left : left + wide]))
+        for y in _starts(top, high):
+            for x in _starts(left, wide):
+                bottom, right = min(y + TILE_PX, top + high), min(x + TILE_PX, left + wide)
+                crops.append((y, x, fine[y:bottom, x:right]))
     return crops
+
+
+def _starts(first: int, length: int) -> range:
+    return range(first, first + max(1, length - OVERLAP_PX), TILE_PX - OVERLAP_PX)
 
 
 def _read(
@@ -387,14 +378,12 @@ def _reader() -> Any:
     except ImportError as error:
         raise MissingDependency(error.name or "rapidocr", extra="ocr") from error
     folder = Path(rapidocr.__file__).parent / "models"
-    models = {"Det": _DETECTOR, "Rec": _RECOGNISER, "Cls": _CLASSIFIER}
-    if not all((folder / name).is_file() for name in models.values()):
+    if not all((folder / f"{name}.onnx").is_file() for name in _MODELS.values()):
         raise MissingDependency("rapidocr 3.10 with its models", extra="ocr")
-    # a given path takes rapidocr past its downloader
-    paths = {f"{part}.model_path": str(folder / name) for part, name in models.items()}
     reader = RapidOCR(
         params={
-            **paths,
+            # a given path takes rapidocr past its downloader
+            **{f"{part}.model_path": str(folder / f"{name}.onnx") for part, name in _MODELS.items()},
             "Global.log_level": "critical",
             "Global.use_preprocess_img": False,  # its own reduction to 2000 px
             "Global.text_score": 0.0,  # the score is judged here
