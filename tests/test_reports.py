@@ -327,7 +327,7 @@ def test_an_unknown_parser_is_refused():
         parse_report("Clear.", parser="en-2")
 
 
-RULES = {"en-1": "82d18b456b30101f"}
+RULES = {"de-1": "2109953ffd652c00", "en-1": "9d53ff6233a80878", "es-1": "8f16798c3d4f223e"}
 
 
 @pytest.mark.parametrize("parser", PARSERS)

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from medvl.preprocess.reports import changes, parse_report
+from medvl.preprocess.reports import all_changes, changes, parse_report
+from medvl.preprocess.reports.languages import guess_language
 from medvl.preprocess.sources.columns import guess_columns
 from medvl.preprocess.sources.tables import read_table
 from medvl.records import Report
-from medvl.specs import ReportSpec
+from medvl.specs import RAW_PLACEHOLDER, ReportSpec
 
 sys.path.insert(0, str(Path(__file__).parent))
 import reportchecks
@@ -38,18 +39,44 @@ def real(request, shared_data) -> tuple[str, list[Report]]:
     return request.param, [parse_report(text) for text in texts]
 
 
-def test_spans_and_medicine_hold_for_each_report(real):
+def test_spans_changes_and_medicine_hold_for_each_report(real):
+    """No view of any report has another number, comparator, negation or side than the sentences it keeps."""
     _, reports = real
     for report in reports:
         reportchecks.check_spans(report)
+        reportchecks.check_changes(report)
         reportchecks.check_medicine(report.text)
+
+
+def test_no_view_shows_a_raw_placeholder(real):
+    _, reports = real
+    for report in reports:
+        for view in reportchecks.VIEWS:
+            words = " ".join(SPEC.render(report, view)).replace("[redacted]", "")
+            assert not RAW_PLACEHOLDER.search(words)
+
+
+def test_expanded_abbreviations_are_listed_and_can_be_undone(real):
+    _, reports = real
+    spec = ReportSpec(abbreviations="expand")
+    expanded = 0
+    for report in reports[::4]:
+        reportchecks.check_changes(report, spec)
+        expanded += sum(change.reason == "abbreviation" for change in all_changes(report, spec))
+    assert expanded > 0
+
+
+def test_no_real_report_seems_to_be_in_another_language(real):
+    _, reports = real
+    assert {guess_language(report.text) for report in reports} <= {"en", ""}
 
 
 def test_a_sentence_leaves_the_retrieval_view_for_a_listed_reason_only(real):
     _, reports = real
     reasons = Counter(change.reason for report in reports for change in changes(report, SPEC))
     tags = {tag for reason in reasons for tag in reason.split("+")}
-    assert tags <= {"heading", "list marker", "placeholder", "invisible character", *SPEC.retrieval_drop}
+    inside = {"placeholder", "placeholder clause", "invisible character"}
+    assert tags <= {"heading", "list marker", *inside, *SPEC.retrieval_drop}
 
 
 def test_most_of_what_is_said_reaches_the_views(real):
@@ -74,18 +101,21 @@ TIMING = """
 import sys, time
 from pathlib import Path
 from medvl.preprocess.sources.columns import guess_columns
-from medvl.preprocess.reports.rules import find_tags
-from medvl.preprocess.reports import parse_report
+from medvl.preprocess.reports.marks import read_sentence
+from medvl.preprocess.reports import all_changes, parse_report
 from medvl.preprocess.sources.tables import read_table
+from medvl.specs import ReportSpec
+spec = ReportSpec()
 frame = read_table(Path(sys.argv[1]))
 columns = guess_columns(frame)
 texts = [columns.report_text(row) for row in frame.to_dict("records")]
 best = float("inf")
 for _ in range(3):
-    find_tags.cache_clear()
+    read_sentence.cache_clear()
     start = time.process_time()
     for text in texts:
-        parse_report(text)
+        report = parse_report(text)
+        spec.render(report, "retrieval"), spec.render(report, "generation"), all_changes(report, spec)
     best = min(best, time.process_time() - start)
 sys.stdout.write(str(len(texts) / best))
 """
@@ -94,7 +124,7 @@ sys.stdout.write(str(len(texts) / best))
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SETS)
 def test_five_hundred_reports_a_second(shared_data, name):
-    """CPU time in a process without shape checks, no sentence seen before; the best of three runs."""
+    """Parse, views and changes: CPU time without shape checks, no sentence seen before, best of three."""
     command = [sys.executable, "-c", TIMING, str(shared_data / SETS[name][0])]
     rate = float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     assert rate >= 500, f"{rate:.0f} reports per CPU second"

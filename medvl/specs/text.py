@@ -162,12 +162,16 @@ def _opened(text: str, start: int, end: int, changes: list[Change]) -> list[Chan
     while edge < end and text[edge].isspace():
         edge += 1
     next_edit = next((c.start for c in changes if c.start >= edge), end)
-    if reason in ("placeholder clause", "prior phrase") and edge < next_edit and text[start].isupper():
+    if reason in ("placeholder clause", "prior phrase") and edge < next_edit and _first_letter(text[start:end]).isupper():
         capital = text[edge].upper()
         if capital != text[edge] and len(capital) == 1:
             changes.append(Change(edge, edge + 1, reason, capital))
             changes.sort(key=lambda change: change.start)
     return changes
+
+
+def _first_letter(words: str) -> str:
+    return next((char for char in words if char.isalnum()), "")
 
 
 def _shown(text: str, sentence: Sentence, changes: Sequence[Change]) -> str:
