@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import csv
+import zipfile
 
 import numpy as np
+import pydicom
 import pytest
 from PIL import Image as Pillow
 
+import medvl
 from medvl.cli import main
 from medvl.preprocess.pipeline import prepare
 from medvl.preprocess.pseudonyms import Pseudonyms
@@ -54,3 +57,30 @@ def test_real_radiographs_are_all_accounted_for(shared_data, tmp_path):
     for record in by_id.values():
         splits.setdefault(record.patient_id, set()).add(record.split)
     assert all(len(found) == 1 for found in splits.values())
+
+
+def test_an_archive_with_messages_becomes_a_store_that_names_nobody(tmp_path):
+    films = tmp_path / "films"
+    medvl.phantom(films, n=3, seed=3, size_px=64, workers=1)
+    header = [pydicom.dcmread(path) for path in sorted(films.rglob("*.dcm"))]
+    messages = [
+        f"MSH|^~\\&|R|H|A|H|202401020930||ORU^R01|1|P|2.5\rPID|||{film.PatientID}||DOEMARKER^JOHN\r"
+        f"OBR|1||{film.AccessionNumber}||||20240102\r"
+        f"OBX|1|TX|||FINDINGS: Mr. Doemarker has clear lungs.||||||F\r"
+        for film in {film.StudyInstanceUID: film for film in header}.values()
+    ]
+    archive = tmp_path / "export.zip"
+    with zipfile.ZipFile(archive, "w") as out:
+        for number, path in enumerate(sorted(films.rglob("*.dcm"))):
+            out.write(path, f"export/{number}.dcm")
+        out.writestr("export/feed.hl7", "".join(messages))
+    store = tmp_path / "store"
+    summary = prepare(archive, store, key=KEY, workers=1)
+    records = Store(store).records
+    assert summary.failed == 0 and len(records) == len(header)
+    assert all("clear lungs" in record.report for record in records)
+    for path in store.rglob("*"):
+        if path.is_file() and "private" not in path.relative_to(store).parts:
+            assert b"doemarker" not in path.read_bytes().lower()
+    again = prepare(archive, store, key=KEY, workers=1)
+    assert again.records == summary.records and again.resumed == len(header)

@@ -6,13 +6,13 @@ import datetime
 import gzip
 import json
 import shutil
+import sys
 import zipfile
 from collections import Counter
 from pathlib import Path
 
 import nibabel
 import numpy as np
-import openpyxl
 import pandas as pd
 import pydicom
 import pytest
@@ -22,7 +22,7 @@ from PIL import Image as Pillow
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian
 
-from medvl.errors import BadTable
+from medvl.errors import BadTable, MissingDependency
 from medvl.preprocess.sources.columns import guess_columns
 from medvl.preprocess.sources.dicomdir import folder_of, references
 from medvl.preprocess.sources.discovery import discover
@@ -644,7 +644,7 @@ def test_a_long_cell_costs_its_row_alone(tmp_path):
 
 
 def test_a_workbook_is_read_as_strings(tmp_path):
-    book = openpyxl.Workbook()
+    book = pytest.importorskip("openpyxl").Workbook()
     sheet = book.create_sheet("Export")
     sheet.append(["Accession", "Date", "Report", "Score", None])
     sheet.append([12345, datetime.date(2024, 1, 31), " Clear lungs. ", 0.5, None])
@@ -670,11 +670,28 @@ def test_a_workbook_that_unfolds_too_far_or_is_empty_is_refused(tmp_path):
     (tmp_path / "bomb.xlsx").write_bytes(data)
     with pytest.raises(BadTable, match=r"unfolds to 2,147,483,648 bytes; the limit is 1,073,741,824"):
         read_table(tmp_path / "bomb.xlsx")
-    book = openpyxl.Workbook()
+    book = pytest.importorskip("openpyxl").Workbook()
     book.active.append(["a", "b"])
     book.save(tmp_path / "empty.xlsx")
     with pytest.raises(BadTable, match=r"table file-\w+ has no rows"):
         read_table(tmp_path / "empty.xlsx")
+
+
+def test_a_workbook_without_its_package_names_the_extra(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "openpyxl", None)
+    with zipfile.ZipFile(tmp_path / "t.xlsx", "w") as archive:
+        archive.writestr("xl/workbook.xml", "")
+    with pytest.raises(MissingDependency, match=r"package openpyxl.*medvl\[excel\]"):
+        read_table(tmp_path / "t.xlsx")
+
+
+def test_broken_workbooks_are_refused(tmp_path):
+    pytest.importorskip("openpyxl")
+    for name, content in {"[Content_Types].xml": "<broken", "xl/workbook.xml": ""}.items():
+        with zipfile.ZipFile(tmp_path / "t.xlsx", "w") as archive:
+            archive.writestr(name, content)
+        with pytest.raises(BadTable, match=r"table file-\w+ is not a readable workbook"):
+            read_table(tmp_path / "t.xlsx")
 
 
 @pytest.mark.parametrize(

@@ -264,7 +264,7 @@ class ReportTable:
                 matches[place].method, matches[place].rows = "patient_date", claim.rows
                 matches[place].refusal = refusal
         count = sum(len(claim.places) for claim in claims if not claim.tied)
-        if note and self.columns.date:
+        if note and self.columns.date and self.columns.patient:
             self.notes.append(f"column {self.columns.date}: {note}")
         if count:
             self.notes.append(

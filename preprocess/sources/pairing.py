@@ -198,7 +198,8 @@ def pair(
     images = [image for image in images if image.file.kind in kinds]
     unpaired = [Unpaired(reason, file_token(file.path), path=file.path) for reason, file in left_out]
     lost, notes = check_dicomdirs(files)
-    gathered = gather([file for file in files if file.path not in tables.values()], structured)
+    given = {path.resolve() for path in tables.values()}
+    gathered = gather([file for file in files if file.path.resolve() not in given], structured)
     unpaired += [*lost, *gathered.unpaired]
     notes += gathered.notes
     reports = ReportTable.read(tables["table"], columns) if "table" in tables else ReportTable(Columns(), [])
@@ -267,7 +268,7 @@ def _item(
         told |= one.labels
     return Item(
         path=image.file.path,
-        patient=match.get("patient") if match.rows and match.rows[0].origin == "table" else "",
+        patient=next((one.get("patient") for one in match.rows if one.origin == "table"), ""),
         study=_study(match, image),
         report=row.text if row else "",
         method=match.method,

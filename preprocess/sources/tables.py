@@ -16,9 +16,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow
 import pyarrow.parquet
+from jaxtyping import Int64
 
 from medvl.errors import BadTable, MissingDependency, file_token, nearest
 from medvl.preprocess.reports.parsing import MAX_CHARACTERS
@@ -86,29 +88,32 @@ def _read_parquet(path: Path) -> pd.DataFrame:
     return pd.DataFrame(cells, index=pd.RangeIndex(1, table.num_rows + 1, name="line"), dtype=str)
 
 
-def _longest(frame: pd.DataFrame) -> pd.Series:
+def _longest(frame: pd.DataFrame) -> Int64[np.ndarray, " rows"]:
     """Return the length of the longest cell of each row."""
-    longest = pd.Series(0, index=frame.index)
+    longest = np.zeros(len(frame), np.int64)
     for name in frame.columns:
-        longest = longest.combine(frame[name].map(len), max)
+        np.maximum(longest, np.fromiter(map(len, frame[name]), np.int64, len(frame)), out=longest)
     return longest
 
 
 def _read_workbook(path: Path) -> pd.DataFrame:
-    try:
-        import openpyxl
-    except ImportError as error:
-        raise MissingDependency("openpyxl", extra="excel") from error
     refused = BadTable(f"the table {file_token(path)} is not a readable workbook.", hint="Export it as CSV.")
     try:
         with zipfile.ZipFile(path) as parts:
             declared = sum(info.file_size for info in parts.infolist())  # zipfile reads no further than this
-        if declared > _MAX_WORKBOOK_BYTES:
-            raise BadTable(
-                f"the workbook {file_token(path)} unfolds to {declared:,} bytes; the limit is "
-                f"{_MAX_WORKBOOK_BYTES:,}.",
-                hint="Export the sheet as CSV.",
-            )
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise refused from error
+    if declared > _MAX_WORKBOOK_BYTES:
+        raise BadTable(
+            f"the workbook {file_token(path)} unfolds to {declared:,} bytes; the limit is "
+            f"{_MAX_WORKBOOK_BYTES:,}.",
+            hint="Export the sheet as CSV.",
+        )
+    try:
+        import openpyxl
+    except ImportError as error:
+        raise MissingDependency("openpyxl", extra="excel") from error
+    try:
         book = openpyxl.load_workbook(path, read_only=True, data_only=True, keep_links=False)
         sheets = [
             [[_cell(value) for value in row] for row in sheet.iter_rows(values_only=True)]
