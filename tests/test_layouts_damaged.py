@@ -58,6 +58,12 @@ def test_a_ragged_row_is_named_by_its_number_alone(tmp_path):
     assert SECRET not in str(caught.value)
 
 
+def test_a_row_of_many_megabytes_is_no_row(tmp_path):
+    path = layouttrees.text(tmp_path / "t.csv", "a,b\n" + "x" * 40_000_000 + ",2\n")
+    with pytest.raises(BadTable, match="is damaged: it cannot be cut into rows"):
+        read_columns(path, need=("a",))
+
+
 def test_a_missing_column_is_named_with_the_nearest(tmp_path):
     path = layouttrees.table(tmp_path / "t.csv", ("image_pth", "caption"), [("a.png", "x")])
     with pytest.raises(BadTable, match=r"no column 'image_path'.*Did you mean 'image_pth'\?"):
@@ -186,6 +192,14 @@ def test_links_stores_and_hidden_files_are_passed_over(tmp_path):
     pairing = pair_layout(root, "auto")
     assert len(pairing.items) == 5
     assert reasons(pairing)["outside_file"] == 2
+
+
+def test_a_linked_folder_of_images_is_not_followed_and_said(tmp_path):
+    root = mimic(tmp_path)
+    (root / "files").rename(tmp_path / "elsewhere")
+    (root / "files").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(BadTable, match=r"none of its images is there.*links to folders elsewhere are not"):
+        pair_layout(root, "mimic-cxr-jpg")
 
 
 def test_a_picture_that_no_table_knows_is_told(tmp_path):

@@ -12,7 +12,7 @@ from pathlib import Path
 from medvl.errors import InputError, UsageError, file_token
 from medvl.preprocess.reports.parsing import MAX_CHARACTERS
 
-__all__ = ["PICTURES", "VOLUMES", "Listing", "find_table", "names_in", "peek", "read_report"]
+__all__ = ["PICTURES", "VOLUMES", "Listing", "find_table", "peek", "read_report"]
 
 PICTURES = (".dcm", ".dicom", ".png", ".jpg", ".jpeg", ".tif", ".tiff")
 """Suffixes of single images, the one that keeps most of the signal first."""
@@ -20,7 +20,6 @@ PICTURES = (".dcm", ".dicom", ".png", ".jpg", ".jpeg", ".tif", ".tiff")
 VOLUMES = (".nii.gz", ".nii", ".svs", ".ndpi")
 """Suffixes of volumes and slides."""
 
-_MOST_NAMES = 400_000
 _MOST_BYTES = 4 * MAX_CHARACTERS
 
 
@@ -73,15 +72,6 @@ class Listing:
         return [name for name in self.files if name.lower().endswith(ends)]
 
 
-def names_in(folder: Path) -> list[str]:
-    """Return the names of the files of one folder, in order, at most 400,000; none if it cannot be read."""
-    try:
-        with os.scandir(folder) as entries:
-            return sorted(entry.name for entry in itertools.islice(entries, _MOST_NAMES) if entry.is_file())
-    except OSError:
-        return []
-
-
 def find_table(folder: Path, pattern: str) -> Path | None:
     r"""Return the first file whose whole name fits a regular expression; ``.gz`` may follow.
 
@@ -90,7 +80,12 @@ def find_table(folder: Path, pattern: str) -> Path | None:
         True
     """
     fits = re.compile(rf"(?:{pattern})(?:\.gz)?", re.IGNORECASE)
-    return next((folder / name for name in names_in(folder) if fits.fullmatch(name)), None)
+    try:
+        with os.scandir(folder) as entries:
+            found = [entry.name for entry in entries if fits.fullmatch(entry.name) and entry.is_file()]
+    except OSError:
+        return None
+    return folder / min(found) if found else None
 
 
 def peek(folder: Path, *levels: str, most: int = 20) -> list[str]:

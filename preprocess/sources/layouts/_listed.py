@@ -32,9 +32,12 @@ def listed_states(
     """
     same = {next(iter(members)): name for name, members in kinds.items()}
     said = [term for term in terms if term]
-    if set(said) == {"normal"}:
-        return {"no_finding": "present"} | dict.fromkeys(kinds, "absent")
     states: dict[str, LabelState] = {}
+    if set(said) == {"normal"}:
+        states["no_finding"] = "present"
+        for name in kinds:
+            states[name] = "absent"
+        return states
     for term in said:
         if term == "normal":
             continue

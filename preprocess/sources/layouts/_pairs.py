@@ -173,7 +173,8 @@ def make_pairing(
     if images.empty:
         raise BadTable(
             f"the source looks like {layout}, but none of its images is there.",
-            hint="Unpack the images below the source, in the folders of the release.",
+            hint="Unpack the images below the source, in the folders of the release; "
+            "links to folders elsewhere are not followed.",
         )
     entries = _left_out(listing, set(images["relative"]), unpaired)
     images = images.sort_values("relative")

@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from medvl.errors import BadTable, InputError, file_token
-from medvl.preprocess.sources.layouts._files import PICTURES, Listing, find_table, names_in, read_report
+from medvl.preprocess.sources.layouts._files import PICTURES, Listing, find_table, peek, read_report
 from medvl.preprocess.sources.layouts._listed import listed_states
 from medvl.preprocess.sources.layouts._pairs import (
     drop_leaving,
@@ -57,7 +57,7 @@ _NOTES = ("the data set names no patients: each report counts as a patient of it
 
 def recognise(source: Path) -> bool:
     """Look for a folder ``ecgen-radiology`` of numbered XML files, or for ``indiana_reports.csv``."""
-    if any(re.fullmatch(r"\d+\.xml", name) for folder in _FOLDERS for name in names_in(source / folder)[:50]):
+    if any(peek(source / folder, r"\d+\.xml", most=1) for folder in _FOLDERS):
         return True
     table = find_table(source, _REPORTS)
     return table is not None and {"uid", "findings", "impression"} <= set(header(table))

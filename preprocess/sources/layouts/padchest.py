@@ -18,7 +18,7 @@ NAME = "padchest"
 ABOUT = "PadChest, radiographs as 16-bit PNG with Spanish reports; research use agreement of BIMCV"
 MODALITY = "cxr"
 
-_TABLE = r"padchest_chest_x_ray_images_labels_160k.*\.csv"
+_TABLE = r"(?:padchest_|sj_)?chest_x_ray_images_labels.*\.csv"
 _KINDS = {
     "atelectasis": (
         "atelectasis",
@@ -46,7 +46,7 @@ _SAYS_NOTHING = ("unchanged", "suboptimal study")
 
 
 def recognise(source: Path) -> bool:
-    """Look for ``PADCHEST_chest_x_ray_images_labels_160K*.csv`` with the columns ImageID and Labels."""
+    """Look for ``PADCHEST_chest_x_ray_images_labels*.csv`` with the columns ImageID and Labels."""
     table = find_table(source, _TABLE)
     return table is not None and {"ImageID", "Labels"} <= set(header(table))
 
