@@ -103,7 +103,8 @@ def plant_source(folder: Path) -> Path:
     (folder / "b").mkdir()
     (folder / "b" / "otherman.dcm").write_bytes(as_bytes(other))
     (images / "ACCQ990017.txt").write_text(
-        "Zebedee Quackenbush, MRN MRNQ4711987, born 07/04/1931, was seen on 03/12/2015 at Quartzdale Infirmary. "
+        "Zebedee Quackenbush, MRN MRNQ4711987, born 07/04/1931, was seen on 03/12/2015 at Quartzdale "
+        "Infirmary. "
         "Compared with 12 March 2015: nodule of 4.2 mm. Mr. Quackenbush called from 617-555-0199. Lives at "
         "17 Quincunx Street, Boston. Signed by: Orlando Featherstone, MD",
         "utf-8",

@@ -20,7 +20,9 @@ from medvl.preprocess.pseudonyms import Pseudonyms
 IDS = Pseudonyms(bytes(range(32)))
 
 
-def clean(data: bytes, folder: Path, *, name: str = "a", profile: Profile = DEFAULT, pixels: str = "off") -> Path:
+def clean(
+    data: bytes, folder: Path, *, name: str = "a", profile: Profile = DEFAULT, pixels: str = "off"
+) -> Path:
     source, target = folder / f"{name}.in", folder / f"{name}.dcm"
     source.write_bytes(data)
     patient = PLANTED["PatientID"]
@@ -56,7 +58,14 @@ def test_the_file_is_whole(tmp_path):
     assert dataset.SOPClassUID == original.SOPClassUID == dataset.file_meta.MediaStorageSOPClassUID
     assert "SourceApplicationEntityTitle" not in dataset.file_meta
     assert dataset.PixelData == original.PixelData
-    for keyword in ("Rows", "PixelSpacing", "ImagePositionPatient", "RescaleSlope", "KVP", "ConvolutionKernel"):
+    for keyword in (
+        "Rows",
+        "PixelSpacing",
+        "ImagePositionPatient",
+        "RescaleSlope",
+        "KVP",
+        "ConvolutionKernel",
+    ):
         assert dataset[keyword].value == original[keyword].value
     assert not [element for element in dataset.iterall() if element.tag.is_private]
     assert not [element for element in dataset.iterall() if element.tag.group >> 8 in (0x50, 0x60)]
@@ -192,7 +201,9 @@ def test_every_packaged_file_is_cleaned_or_refused(tmp_path):
     folder = Path(get_testdata_file("CT_small.dcm", download=False)).parent
     for i, path in enumerate(sorted(folder.glob("*.dcm"))):
         target = tmp_path / f"{i}.dcm"
-        outcome = clean_file(FileTask(path, target, tmp_path / f"{i}.json", IDS.key, "p", (), (), DEFAULT, "off"))
+        outcome = clean_file(
+            FileTask(path, target, tmp_path / f"{i}.json", IDS.key, "p", (), (), DEFAULT, "off")
+        )
         if outcome.refused:
             refused += 1
             assert not target.exists()
@@ -202,4 +213,3 @@ def test_every_packaged_file_is_cleaned_or_refused(tmp_path):
         assert dataset.PatientIdentityRemoved == "YES"
         assert not [element for element in dataset.iterall() if element.tag.is_private]
     assert written > 60 and refused > 2
-

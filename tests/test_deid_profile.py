@@ -204,7 +204,9 @@ def test_codes_are_those_of_the_dictionary():
 
 
 def test_an_unknown_option_names_the_nearest():
-    with pytest.raises(UsageError, match="'date' is no option of the profile. Allowed: .* Did you mean 'dates'"):
+    with pytest.raises(
+        UsageError, match=r"'date' is no option of the profile. Allowed: .* Did you mean 'dates'"
+    ):
         Profile(frozenset({"date"}))
 
 
@@ -261,5 +263,9 @@ def test_against_the_table_of_an_independent_tool():
         for tag in getattr(theirs, f"{name}_TAGS")
         if len(tag) == 2
     }
-    mine = {divmod(tag_of(row.tag), 2**16): row.basic for row in rows() if "x" not in row.tag and "g" not in row.tag}
+    mine = {
+        divmod(tag_of(row.tag), 2**16): row.basic
+        for row in rows()
+        if "x" not in row.tag and "g" not in row.tag
+    }
     assert mine == codes

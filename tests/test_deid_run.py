@@ -6,7 +6,6 @@ import csv
 import datetime
 import json
 import logging
-import os
 import re
 import stat
 import tarfile
@@ -25,7 +24,17 @@ from medvl.preprocess.pseudonyms import Pseudonyms
 
 KEY = bytes(range(32))
 IDS = Pseudonyms(KEY)
-CANARIES = (*TRACES, "OTHERMAN", "Igor", "MRNQ8822", "ACCQ990018", "CANARYQ", "617-555-0198", "Featherstone", "1931")
+CANARIES = (
+    *TRACES,
+    "OTHERMAN",
+    "Igor",
+    "MRNQ8822",
+    "ACCQ990018",
+    "CANARYQ",
+    "617-555-0198",
+    "Featherstone",
+    "1931",
+)
 
 
 @pytest.fixture(scope="module")
@@ -154,7 +163,8 @@ def test_what_cannot_be_cleaned_is_listed_and_never_copied(tmp_path, caplog):
     (folder / "QUACKENBUSH.dcm").write_bytes(as_bytes(planted())[:900])
     (folder / "empty.dcm").write_bytes(b"")
     (folder / "scan.png").write_bytes(b"\x89PNG\r\n\x1a\nQUACKENBUSH")
-    (folder / "letter.txt").write_text("Quackenbush is well.")
+    (folder / "letters").mkdir()
+    (folder / "letters" / "letter.txt").write_text("Quackenbush is well.")
     (folder / "loose.csv").write_text("remark\nQuackenbush is well and will not come again today\n")
     (folder / "thumbs.db").write_bytes(b"QUACKENBUSH")
     with caplog.at_level(logging.DEBUG):
@@ -188,7 +198,7 @@ def test_two_pictures_of_one_uid_are_refused_and_copies_left_out(tmp_path):
 def test_rows_whose_patient_nobody_knows_are_left_out(tmp_path):
     table = tmp_path / "reports.csv"
     table.write_text(
-        "patient_id,report\nP1,The lungs of Anna are clear and nothing else.\n,Whose are these lungs of hers?\n"
+        "patient_id,report\nP1,The lungs of Anna are clear and nothing else.\n,Whose are these lungs?\n"
     )
     people = People()
     clean = clean_table(table, ids=IDS, people=people)
@@ -220,12 +230,16 @@ def test_a_parquet_table_stays_one(tmp_path):
 
 def test_a_table_without_a_patient_is_refused(tmp_path):
     (tmp_path / "t.csv").write_text("words\nThe lungs are clear and the heart is normal.\n")
-    with pytest.raises(BadTable, match="no column of the table file-.* names a patient, .* name such a column"):
+    with pytest.raises(
+        BadTable, match=r"no column of the table file-.* names a patient, .* name such a column"
+    ):
         clean_table(tmp_path / "t.csv", ids=IDS, people=People())
 
 
 def test_errors_of_a_call(source, tmp_path):
-    with pytest.raises(UsageError, match="'blur' is no policy for burned-in text. Allowed: drop, keep, mask, off"):
+    with pytest.raises(
+        UsageError, match=r"'blur' is no policy for burned-in text. Allowed: drop, keep, mask, off"
+    ):
         deidentify(source, tmp_path / "x", pixels="blur")
     with pytest.raises(UsageError, match="workers is 0; allowed are whole numbers from 1"):
         deidentify(source, tmp_path / "x", workers=0)
@@ -235,12 +249,14 @@ def test_errors_of_a_call(source, tmp_path):
         deidentify(source, source / "clean")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.doc").write_bytes(b"")
-    with pytest.raises(UsageError, match="the output folder holds 1 files or folders that are not of such a run"):
+    with pytest.raises(
+        UsageError, match="the output folder holds 1 files or folders that are not of such a run"
+    ):
         deidentify(source, tmp_path / "full")
 
 
 def test_other_options_or_another_key_do_not_go_on(done, source):
-    with pytest.raises(UsageError, match="begun with another profile or another policy"):
+    with pytest.raises(UsageError, match=r"begun with another profile or another policy"):
         deidentify(source, done.out, pixels="keep")
     with pytest.raises(UsageError, match="not the one that this output folder was begun with"):
         deidentify(source, done.out, key=bytes(32), pixels="off")
@@ -343,7 +359,11 @@ def test_a_real_file_with_a_birth_date_and_a_second_id(shared_data, tmp_path):
     for path in (tmp_path / "out").rglob("*.dcm"):
         dataset = dcmread(path)
         assert not dataset.PatientBirthDate and "OtherPatientIDs" not in dataset
-    births = {str(dcmread(path).PatientBirthDate) for path in originals.rglob("*") if path.is_file() and path.suffix != ".csv"}
+    births = {
+        str(dcmread(path).PatientBirthDate)
+        for path in originals.rglob("*")
+        if path.is_file() and path.suffix != ".csv"
+    }
     assert any(births)
     everything = b"".join(shared_bytes(tmp_path / "out"))
     assert not [birth for birth in births if birth and birth.encode() in everything]
@@ -356,5 +376,5 @@ def test_nothing_is_written_outside_the_output(source, tmp_path, monkeypatch):
     before = {path: path.stat().st_mtime_ns for path in source.rglob("*")}
     deidentify(source, tmp_path / "out", pixels="off", workers=1)
     assert {path: path.stat().st_mtime_ns for path in source.rglob("*")} == before
-    assert os.listdir(scratch) == []
+    assert list(scratch.iterdir()) == []
     assert PLANTED["PatientID"] not in "".join(str(path) for path in (tmp_path / "out").rglob("*"))

@@ -185,8 +185,8 @@ def test_overlapping_finds_leave_nothing_of_either():
 
 CLINICAL = st.lists(
     st.sampled_from(
-        "no acute the chest is clear small left pleural effusion 4.2 cm x 3 mm nodule in right upper lobe T10-T11 "
-        "3/4 1/2 unchanged . , ; : ( ) findings impression 50% image 12 series 4 mild cardiomegaly "
+        "no acute the chest is clear small left pleural effusion 4.2 cm x 3 mm nodule in right upper lobe "
+        "T10-T11 3/4 1/2 unchanged . , ; : ( ) findings impression 50% image 12 series 4 mild cardiomegaly "
         "white gray long rose may march short tube line tip with and of without change grade 2/6".split()
     ),
     max_size=40,
@@ -230,9 +230,9 @@ def test_the_interval_between_two_dates_survives(date, days, form):
 
 def test_two_thousand_reports_a_second():
     report = (
-        "INDICATION: 93-year-old woman with cough. COMPARISON: 03/12/2015. FINDINGS: The lungs are clear. No pleural "
-        "effusion. Nodule of 4.2 mm, series 4 image 12. Heart size is normal. IMPRESSION: 1. No acute process. "
-        "Discussed with Dr. Lee. Signed by: John Smith, MD. MRN 1234567."
+        "INDICATION: 93-year-old woman with cough. COMPARISON: 03/12/2015. FINDINGS: The lungs are clear. No "
+        "pleural effusion. Nodule of 4.2 mm, series 4 image 12. Heart size is normal. IMPRESSION: 1. No acute "
+        "process. Discussed with Dr. Lee. Signed by: John Smith, MD. MRN 1234567."
     )
     for i in range(20):
         deidentify_text(report, names=(f"DOE{i}^JOHN",))
@@ -253,6 +253,7 @@ def test_real_reports_change_in_dates_alone(shared_data):
         next((shared_data / "reports" / "iu_xray").glob("*.csv")), dtype=str, keep_default_na=False
     )
     # Open-i's reports are de-identified: their names and dates are XXXX, so nothing is left to find.
-    texts = [" ".join(row) for row in table[["indication", "findings", "impression"]].itertuples(index=False)]
+    sections = table[["indication", "findings", "impression"]]
+    texts = [" ".join(row) for row in sections.itertuples(index=False)]
     changed = [text for text in texts[:1000] if deidentify_text(text, shift_days=-10)[0] != text]
     assert len(changed) <= 1

@@ -29,8 +29,8 @@ class Finding:
     """An identifying value that is still there, named by kind and place, never by the value.
 
     Attributes:
-        kind: of the value: name, id, birth date, date, address, phone, institution, device, uid, private, comment,
-            table or file name.
+        kind: of the value: name, id, birth date, date, address, phone, institution, device, uid, private,
+            comment, table or file name.
         file: token of the file.
         place: tag, ``bytes``, ``pixels``, ``text``, ``name of the file``, ``column 3`` …
     """
@@ -80,10 +80,8 @@ class AuditReport:
     def lines(self) -> list[str]:
         """Return what to show: the verdict, then one line a kind and place."""
         if self.clean:
-            total = sum(self.searched.values())
-            return [
-                f"audit: {total:,} identifying values searched in {sum(self.files.values()):,} files, none left"
-            ]
+            total, files = sum(self.searched.values()), sum(self.files.values())
+            return [f"audit: {total:,} identifying values searched in {files:,} files, none left"]
         places = Counter((finding.kind, finding.place) for finding in self.findings)
         shown = [f"audit: {self.count:,} identifying values left"]
         shown += [f"  {kind} in {place}: {count}" for (kind, place), count in places.most_common(20)]

@@ -63,7 +63,8 @@ _DAY_AFTER = re.compile(
 _WEEKDAY_BEFORE = re.compile(rf"\b({'|'.join(_DAYS)})((?:,|,? the)? )$", re.IGNORECASE)
 _CUE = re.compile(
     r"\b(?:dated|since|on|performed|obtained|as of|comparison:?|priors?:?|compared (?:to|with)"
-    r"|(?:study|exam|examination|radiographs?|films?|ct|cxr|x-ray|mri|scan|report|images?) (?:of|from|dated))[ \n]$",
+    r"|(?:study|exam|examination|radiographs?|films?|ct|cxr|x-ray|mri|scan|report|images?) (?:of|from|dated))"
+    r"[ \n]$",
     re.IGNORECASE,
 )
 _STRONG_CUE = re.compile(r"\b(?:dated|since)[ \n]$", re.IGNORECASE)
@@ -243,6 +244,26 @@ def _around(
     text: str, word: str, month: int, days: int, *, start: int, end: int, day: re.Match[str] | None
 ) -> list[Span] | None:
     """Return the date around the name of a month, in the first of the forms that fits."""
+    with_year = _with_year(text, word, month, days, start=start, end=end, day=day)
+    if with_year is not None:
+        return with_year
+    if not word[0].isupper() or (word.lower() in _WORDS_TOO and word.isupper()):
+        return None
+    if after := _DAY_AFTER.match(text, end):
+        moved = _moved(_LEAP, month, int(after[2]), days)
+        if moved is not None:
+            shown = f"{_month(word, moved)}{after[1]}{_ordinal(moved.day, after[3], after[2])}"
+            return [Span(start, after.end(), "date", shown)]
+    if day is not None and day[3] in (" ", "-", " of "):
+        moved = _moved(_LEAP, month, int(day[1]), days)
+        if moved is not None:
+            return [Span(day.start(), end, "date", f"{_day(day, moved)}{day[3]}{_month(word, moved)}")]
+    return None
+
+
+def _with_year(
+    text: str, word: str, month: int, days: int, *, start: int, end: int, day: re.Match[str] | None
+) -> list[Span] | None:
     if day is not None and (year := _YEAR_AFTER.match(text, end) or _SHORT_YEAR_AFTER.match(text, end)):
         moved = _moved(_full_year(year[2]), month, int(day[1]), days)
         if moved is None:
@@ -260,18 +281,7 @@ def _around(
         moved = _moved(int(year[2]), month, 15, days)
         if moved is not None and (year[1] or word[0].isupper()):
             return [Span(start, year.end(), "date", f"{_month(word, moved)}{year[1]}{moved.year}")]
-        return None
-    if not word[0].isupper() or (word.lower() in _WORDS_TOO and word.isupper()):
-        return None
-    if after := _DAY_AFTER.match(text, end):
-        moved = _moved(_LEAP, month, int(after[2]), days)
-        if moved is not None:
-            shown = f"{_month(word, moved)}{after[1]}{_ordinal(moved.day, after[3], after[2])}"
-            return [Span(start, after.end(), "date", shown)]
-    if day is not None and day[3] in (" ", "-", " of "):
-        moved = _moved(_LEAP, month, int(day[1]), days)
-        if moved is not None:
-            return [Span(day.start(), end, "date", f"{_day(day, moved)}{day[3]}{_month(word, moved)}")]
+        return []
     return None
 
 

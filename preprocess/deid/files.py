@@ -17,6 +17,7 @@ from typing import Any
 
 from pydicom.dataset import FileDataset
 from pydicom.filewriter import dcmwrite
+from pydicom.uid import UID
 
 from medvl.errors import InputError
 from medvl.preprocess.deid.header import Actions, clean_dataset, file_meta, set_pixel_flags
@@ -24,7 +25,7 @@ from medvl.preprocess.deid.pixels import Pixels, Policy, take_pixels
 from medvl.preprocess.deid.profile import Profile
 from medvl.preprocess.pseudonyms import Pseudonyms
 from medvl.preprocess.reading.limits import DEFAULT_LIMITS
-from medvl.preprocess.reading.part10 import opened
+from medvl.preprocess.reading.part10 import missing, opened, text
 from medvl.store import write_atomic
 
 __all__ = ["FileTask", "Outcome", "clean_file", "clean_files"]
@@ -112,6 +113,8 @@ def _cleaned(task: FileTask) -> tuple[bytes, Actions, Pixels]:
     """Return the bytes of the clean file; a parser or an encoder that stumbles gives an InputError."""
     with opened(task.path, limits=DEFAULT_LIMITS, lenient=True) as part10:
         dataset = part10.dataset
+        if part10.pixel_keyword is None and "Image Storage" in UID(text(dataset, "SOPClassUID")).name:
+            raise missing("PixelData")  # the file was cut inside its header
         carrier = FileDataset(None, {}, preamble=bytes(128))
         pixels = take_pixels(task.path, part10, carrier, policy=task.pixels)
         actions = clean_dataset(

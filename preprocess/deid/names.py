@@ -47,8 +47,8 @@ COMMON = frozenset(
 """Names that are words of reports too: alone they stay, unless a title or their capital tells."""
 
 _TITLE_BEFORE = re.compile(
-    r"(?:\b(?:mr|mrs|ms|miss|dr|drs|prof|professor|doctor|sir|madam|nurse|baby)\b\.?|\bpatient(?:'s)?(?: name)?\s*:|"
-    r"\bname\s*(?:is|:)|\bby:?)\s+$",
+    r"(?:\b(?:mr|mrs|ms|miss|dr|drs|prof|professor|doctor|sir|madam|nurse|baby)\b\.?|"
+    r"\bpatient(?:'s)?(?: name)?\s*:|\bname\s*(?:is|:)|\bby:?)\s+$",
     re.IGNORECASE,
 )
 _INITIAL_BEFORE = re.compile(r"(?<!\w)([A-Za-z])\.?[ ](?:[A-Z]\.?[ ])?$")

@@ -12,7 +12,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
-from typing import get_args
+from typing import cast, get_args
 
 from medvl.errors import InputError, UsageError, file_token, nearest
 from medvl.notice import NOTICE
@@ -36,7 +36,11 @@ __all__ = ["DeidSummary", "deidentify"]
 Progress = Callable[[int, int, str], None]
 
 _OURS = {"dicom", "tables", "text", "private", "audit.json", "audit.html"}
-_LEFT_OUT = {"other": "not an image, a table or a text", "outside": "a link that leads out of the source"}
+_LEFT_OUT = {
+    "other": "not an image, a table or a text",
+    "outside": "a link that leads out of the source",
+    "dicomdir": "a DICOMDIR, whose file names lead nowhere any more",
+}
 
 
 @dataclass
@@ -126,7 +130,7 @@ def deidentify(
     out: str | Path,
     *,
     key: bytes | None = None,
-    pixels: Policy = "mask",
+    pixels: str = "mask",
     profile: Profile = DEFAULT,
     workers: int | None = None,
     progress: Progress | None = None,
@@ -140,11 +144,11 @@ def deidentify(
 
     Args:
         source: the originals; nothing is written there.
-        out: the clean files: ``dicom/PATIENT/STUDY/FILE.dcm``, ``tables``, ``text``, ``audit.json``, ``audit.html``, and
-            ``private`` with the key and the way back, which is never to be shared.
+        out: the clean files: ``dicom/PATIENT/STUDY/FILE.dcm``, ``tables``, ``text``, ``audit.json``,
+            ``audit.html``, and ``private`` with the key and the way back, which is never to be shared.
         key: of the pseudonyms; made, or taken from ``private/key``, if None.
-        pixels: ``"mask"`` paints burned-in text over, ``"drop"`` refuses pictures that hold any, ``"keep"`` only
-            says so in the header, ``"off"`` does not look.
+        pixels: ``"mask"`` paints burned-in text over, ``"drop"`` refuses pictures that hold any, ``"keep"``
+            only says so in the header, ``"off"`` does not look.
         profile: the table with the options that are on.
         workers: processes; all cores if None. With 1 everything runs in this process.
         progress: called with files done, files in all, and the step.
@@ -169,8 +173,9 @@ def deidentify(
         people = People()
         places = _plan(files, facts, ids=ids, people=people, summary=summary)
         tables = _tables(files, ids=ids, people=people, summary=summary)
+        policy = cast(Policy, pixels)
         tasks = [
-            _task(file, facts[file], target, out, ids, people, profile, pixels) for file, target in places
+            _task(file, facts[file], target, out, ids, people, profile, policy) for file, target in places
         ]
         for done, (at, outcome) in enumerate(clean_files(tasks, workers=workers), 1):
             if outcome.refused:
@@ -189,6 +194,8 @@ def deidentify(
         progress(0, 1, "audit")
         known = ((file.relative, fact) for file, fact in facts.items())
         carriers = gather(source, [file.relative for file in files], known, ids=ids)
+        for name in ("audit.json", "audit.html"):  # of an earlier run: they hold counts, and are made anew
+            (out / name).unlink(missing_ok=True)
         summary.audit = audit(carriers, out)
         write_atomic(out / "audit.json", (json.dumps(summary.to_json(), indent=1) + "\n").encode())
         write_atomic(out / "audit.html", audit_page(summary.to_json()).encode())
@@ -257,24 +264,13 @@ def _plan(
     """Say where each DICOM file goes, and count what is not copied."""
     by_target: dict[str, list[SourceFile]] = {}
     for file in files:
-        if file.kind == "dicom":
-            fact = facts[file]
-            if fact is None:
-                summary.refuse("InputError", file.path)
-                continue
+        fact = facts.get(file)
+        if fact is not None:
             target = _target(file, fact, ids)
             by_target.setdefault(target, []).append(file)
             people.add_file(file.relative, fact, target)
-        elif file.kind in ("table", "text") or file.path.suffix.lower() == ".txt":
-            continue
-        elif file.kind in _LEFT_OUT:
-            summary.left_out[_LEFT_OUT[file.kind]] += 1
-        elif file.kind == "dicomdir":
-            summary.left_out["a DICOMDIR: its file names lead nowhere any more"] += 1
-        elif file.kind in ("damaged", "unreadable"):
-            summary.refuse("InputError", file.path)
-        else:
-            summary.refuse("KindNotCleaned", file.path)
+        elif file.kind != "table" and not _is_text(file):
+            _leave(file, summary)
     places = []
     for target, group in by_target.items():
         if len(group) > 1 and len({file_sha256(file.path) for file in group}) > 1:
@@ -285,6 +281,19 @@ def _plan(
             summary.left_out["a copy of another file"] += len(group) - 1
         places.append((group[0], target))
     return places
+
+
+def _is_text(file: SourceFile) -> bool:
+    return file.kind not in ("dicom", "table") and file.path.suffix.lower() == ".txt"
+
+
+def _leave(file: SourceFile, summary: DeidSummary) -> None:
+    if file.kind in _LEFT_OUT:
+        summary.left_out[_LEFT_OUT[file.kind]] += 1
+    elif file.kind in ("dicom", "damaged", "unreadable"):
+        summary.refuse("InputError", file.path)
+    else:  # pictures without a header, archives …: they may say anything
+        summary.refuse("KindNotCleaned", file.path)
 
 
 def _target(file: SourceFile, fact: Facts, ids: Pseudonyms) -> str:
@@ -342,7 +351,7 @@ def _texts(
 ) -> dict[str, bytes]:
     clean: dict[str, bytes] = {}
     for file in files:
-        if file.kind in ("dicom", "table") or file.path.suffix.lower() != ".txt":
+        if not _is_text(file):
             continue
         patient = people.of_path(file.relative)
         if patient is None:

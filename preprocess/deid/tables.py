@@ -100,8 +100,9 @@ def clean_table(path: Path, *, ids: Pseudonyms, people: People) -> CleanTable:
     columns = guess_columns(frame)
     if not (columns.patient or columns.accession or columns.study_uid or columns.sop_uid or columns.image):
         raise BadTable(
-            f"no column of the table {file_token(path)} names a patient, an accession number, a UID or an image.",
-            hint="Without one nobody can tell by how many days its dates move; name such a column patient_id.",
+            f"no column of the table {file_token(path)} names a patient, an accession number, a UID or an "
+            "image.",
+            hint="Without one nobody knows by how many days its dates move; name such a column patient_id.",
         )
     plan = _plan(frame, columns)
     cleaner = _Rows(ids, people, columns, plan)

@@ -19,11 +19,11 @@ def deidentify_text(
 
     The names and ids that a header or a table states are found in any rendering; others by what stands
     around them: a title, "signed by", a credential, "MRN", the form of a telephone number, an e-mail
-    address, a street, a hospital. Each becomes a token, ``[name]``, ``[id]``, ``[phone]``, ``[email]``, ``[url]``,
-    ``[address]`` or ``[hospital]``; an age over 89 becomes ``90+``; a date moves and keeps its format. A name that
-    is also a word of reports (Small, Long, White) goes only where a title, the rest of the name or a
-    capital inside a sentence says that it is one. What only a reader would recognise stays: this helps,
-    and guarantees nothing.
+    address, a street, a hospital. Each becomes a token, ``[name]``, ``[id]``, ``[phone]``, ``[email]``,
+    ``[url]``, ``[address]`` or ``[hospital]``; an age over 89 becomes ``90+``; a date moves and keeps its
+    format. A name that is also a word of reports (Small, Long, White) goes only where a title, the rest
+    of the name or a capital inside a sentence says that it is one. What only a reader would recognise
+    stays: this helps, and guarantees nothing.
 
     Args:
         text: a report, or any free text.
