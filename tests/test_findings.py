@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from medvl.errors import ConfigError
-from medvl.preprocess.reports import parse_report
-from medvl.preprocess.reports.findings import VOCABULARIES, findings_of, mentions, said, sentence_states
+from medvl.preprocess.reports.findings import sentence_states
 
 STATES = {"+": "present", "-": "absent", "?": "uncertain", "=": "unchanged"}
 SHORT = {
-    "card": "cardiomegaly", "med": "enlarged_cardiomediastinum", "opac": "lung_opacity", "lesion": "lung_lesion",
-    "edema": "edema", "cons": "consolidation", "pna": "pneumonia", "atel": "atelectasis", "ptx": "pneumothorax",
+    "card": "cardiomegaly", "med": "enlarged_cardiomediastinum", "opac": "lung_opacity",
+    "lesion": "lung_lesion", "edema": "edema", "cons": "consolidation", "pna": "pneumonia",
+    "atel": "atelectasis", "ptx": "pneumothorax",
     "eff": "pleural_effusion", "pleura": "pleural_other", "fx": "fracture", "dev": "support_devices",
     "none": "no_finding", "mat": "medical_material", "art": "arterial_wall_calcification",
     "cor": "coronary_artery_wall_calcification", "peri": "pericardial_effusion", "hernia": "hiatal_hernia",

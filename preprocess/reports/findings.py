@@ -23,7 +23,16 @@ from medvl.preprocess.reports.findings_places import Claim
 from medvl.preprocess.reports.findings_scope import claims_of
 from medvl.records import LabelState, Report, Sentence
 
-__all__ = ["VOCABULARIES", "Mention", "describes_image", "findings_of", "mentions", "said", "sentence_states"]
+__all__ = [
+    "VOCABULARIES",
+    "Mention",
+    "describes_image",
+    "findings_of",
+    "forget",
+    "mentions",
+    "said",
+    "sentence_states",
+]
 
 _CACHED = 600
 """Characters of the longest sentence that is remembered; reports repeat the short ones."""
@@ -159,6 +168,11 @@ def _states(text: str, vocabulary: str) -> tuple[tuple[str, LabelState], ...]:
     if lexicon.normal in states and _any_finding(states, lexicon):
         del states[lexicon.normal]
     return tuple((finding, states[finding]) for finding in lexicon.findings if finding in states)
+
+
+def forget() -> None:
+    """Forget the sentences read so far, so that a measurement starts cold."""
+    _states.cache_clear()
 
 
 def _any_finding(states: dict[str, LabelState], lexicon: Lexicon) -> bool:

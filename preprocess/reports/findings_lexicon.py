@@ -251,7 +251,7 @@ def _spellings(words: set[str], nouns: frozenset[str], cues: dict[str, Any]) -> 
     """Map every known form of a word to the word."""
     spelling = {form: word for noun in nouns for form, word in _plurals(noun) if form not in words}
     # Words of ordinary sentences are known as they stand, and so are never taken for a misspelling.
-    return spelling | {word: word for word in words} | cues["spelling"]
+    return spelling | {word: word for word in (*words, *cues["ordinary"])} | cues["spelling"]
 
 
 def _plurals(noun: str) -> Iterator[tuple[str, str]]:

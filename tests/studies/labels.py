@@ -5,7 +5,8 @@
 Rules that were set before the first run: a finding counts as positive where it is present, unchanged or
 uncertain (the second table counts uncertain as negative), and as negative where it is absent or not named;
 intervals are 95 % percentiles over 2,000 bootstrap resamples of groups (``group_id``: known patients and
-equal texts), seed 0; macro is the mean over findings. None of these texts was read while the rules were written.
+equal texts), seed 0; macro is the mean over findings. None of these texts was read
+while the rules were written.
 """
 
 import argparse
@@ -170,7 +171,8 @@ def cxr_tables(folder: Path) -> list[str]:
         "",
         f"{len(rows)} reports, parsed and labelled in {seconds:.1f} CPU-s. "
         "There are no human labels of these 14 findings. Of the indexers' headings only `normal` is "
-        "comparable, and only coarsely, for they index much that is not among the 14 (scars, spines, old granulomas): "
+        "comparable, and only coarsely, for they index much that is not among the 14 (scars, "
+        "spines, old granulomas): "
         f"`no_finding` and `normal` agree on {both + neither} of {agree.total()}; "
         f"no_finding alone {agree[True, False]}, normal alone {agree[False, True]}.",
     ]  # fmt: skip
