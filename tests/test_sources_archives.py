@@ -10,6 +10,8 @@ import resource
 import signal
 import stat
 import struct
+import subprocess
+import sys
 import tarfile
 import zipfile
 import zlib
@@ -107,6 +109,22 @@ def test_a_killed_extraction_is_done_again(tmp_path):
     (tmp_path / "out.partial" / "half").write_bytes(b"left by a killed run")
     unpack(zipped(tmp_path / "x.zip", ("a", b"1")), tmp_path / "out")
     assert files(tmp_path / "out") == {"a": b"1"} and not (tmp_path / "out.partial").exists()
+
+
+def test_an_extraction_that_is_killed_leaves_nothing_that_passes_for_whole(tmp_path):
+    archive = tar(tmp_path / "x", *((entry(str(number)), b"1" * 5000) for number in range(20)))
+    program = (
+        "import os, sys; from pathlib import Path\n"
+        "from medvl.preprocess.sources.archives import unpack\n"
+        "stop = iter([False] * 7 + [True])\n"
+        "kill = lambda *call: os.kill(os.getpid(), 9) if next(stop) else None\n"
+        "unpack(Path(sys.argv[1]), Path(sys.argv[2]), progress=kill)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program, str(archive), str(tmp_path / "out")], check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert not (tmp_path / "out").exists() and (tmp_path / "out.partial").exists()
+    assert unpack(archive, tmp_path / "out").files == 20
+    assert not (tmp_path / "out.partial").exists()
 
 
 def test_progress_counts_bytes_of_the_archive(tmp_path):

@@ -163,6 +163,12 @@ def test_a_stem_that_fits_two_images_is_refused_and_the_nearer_path_wins(tmp_pat
     assert by_path == {"a/1.png": "The one beside it.", "b/1.png": ""}
 
 
+def test_a_text_that_begins_like_a_bitmap_is_a_text(tmp_path):
+    png(tmp_path / "a.png")
+    text(tmp_path / "a.txt", "BMI 24. Clear lungs.")  # a bitmap begins with "BM"
+    assert found(pair(tmp_path)) == {"a.png": ("file", "BMI 24. Clear lungs.")}
+
+
 def test_texts_that_cannot_be_read_or_are_too_long_are_listed(tmp_path):
     png(tmp_path / "a.png")
     png(tmp_path / "b.png")
@@ -226,7 +232,9 @@ def test_a_preliminary_report_gives_way_to_a_final_one_of_any_source(tmp_path):
     structured(tmp_path / "sr.dcm", "Preliminary.", StudyInstanceUID="1.1", VerificationFlag="UNVERIFIED")
     assert found(pair(tmp_path)) == {"a.dcm": ("study_uid", "Preliminary.")}
     text(tmp_path / "in.hl7", oru("A1", "Final."))
-    assert pair(tmp_path).items[0].report == "Final."
+    pairing = pair(tmp_path)
+    assert pairing.items[0].report == "Final." and reasons(pairing) == {"superseded_report": 1}
+    assert "1 reports are preliminary: partial, not verified, or not final" in pairing.notes
 
 
 def test_a_structured_report_that_is_succeeded_is_listed(tmp_path):

@@ -92,7 +92,8 @@ def _kind(path: Path) -> Kind:
     if (by_name := _kind_by_name(name)) is not None:
         return by_name
     try:
-        kind = kind_of(path)
+        written = name.endswith((".txt", ".hl7"))  # a text may begin like a bitmap: "BM" in "BMI 24"
+        kind = "unknown" if written else kind_of(path)
         head = b"" if kind in ("dicom", "raster", "empty") else _head(path)
     except (InputError, OSError):
         return "damaged"

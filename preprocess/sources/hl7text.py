@@ -124,11 +124,11 @@ def unescape(text: str, *, marks: Delimiters = DEFAULT, encoding: str = "utf-8")
     return re.sub(rf"{quoted}({_CODES}){quoted}", said, text).replace("\r\n", "\n").replace("\r", "\n")
 
 
-_CODES = r"[FSRETPHN]|\.[a-z]{2}[+-]?[0-9]{0,4}|X(?:[0-9A-Fa-f]{2}){1,200}|[CMZ][0-9A-Fa-f]{0,12}"
+_CODES = r"[FSRETPHN]|\.[A-Za-z]{2}[+-]?[0-9]{0,4}|X(?:[0-9A-Fa-f]{2}){1,200}|[CMZ][0-9A-Fa-f]{0,12}"
 
 
 def _formatting(code: str) -> str:
-    name, count = code[1:3], code[3:].lstrip("+")
+    name, count = code[1:3].lower(), code[3:].lstrip("+")
     if name in ("br", "ce"):
         return "\n"
     if name == "sp":

@@ -226,9 +226,13 @@ class ReportTable:
         rows = self.by[method].get(value) or self.by["study"].get(value, [])
         if rows or method not in self.also:
             return rows
-        patient = loose(image.header.patient_id) if image.header is not None else ""
         # an order's second number may be another order's first: the patient must not say otherwise
-        return [row for row in self.also[method].get(value, []) if loose(row.get("patient")) in ("", patient)]
+        patient = loose(image.header.patient_id) if image.header is not None else ""
+        return [
+            row
+            for row in self.also[method].get(value, [])
+            if not row.get("patient") or patient in map(loose, (row.get("patient"), *row.ids))
+        ]
 
     def _match_loosely(self, images: Sequence[FoundImage], matches: Sequence[Match]) -> None:
         """Match accession numbers that differ in form alone, where the form is unique on both sides."""

@@ -1,19 +1,16 @@
 """Which image belongs to which report: files found, headers read, rows matched, and all that has no partner.
 
 Nothing is dropped silently: each file and row is an item or an entry of ``Pairing.unpaired`` with its
-reason. Identifiers stay in memory; ``summary`` and ``lines`` hold counts alone.
+reason.
 """
 
 from __future__ import annotations
 
-import itertools
-import os
 import re
-from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from medvl.errors import BadTable, file_token
 from medvl.preprocess.reading.dicom import DicomHeader
@@ -22,10 +19,10 @@ from medvl.preprocess.sources.dicomdir import check_dicomdirs, folder_of
 from medvl.preprocess.sources.discovery import SourceFile, discover
 from medvl.preprocess.sources.headers import FoundImage, Map, find_images
 from medvl.preprocess.sources.identifiers import calendar
+from medvl.preprocess.sources.items import ROW_HEADER, Item, Pairing
 from medvl.preprocess.sources.labels import read_boxes, read_labels
 from medvl.preprocess.sources.matching import ByKey, Match, ReportTable, merged
-from medvl.preprocess.sources.reasons import HINTS
-from medvl.preprocess.sources.rows import Unpaired
+from medvl.preprocess.sources.rows import Row, Unpaired
 from medvl.preprocess.sources.texts import gather
 from medvl.records import Box, LabelState
 
@@ -33,124 +30,10 @@ __all__ = ["RADIOGRAPHS", "ROW_HEADER", "Item", "Pairing", "SourceFile", "Unpair
 
 RADIOGRAPHS = frozenset({"dicom", "raster", "damaged"})
 """Kinds of files that a pipeline of radiographs reads."""
-ROW_HEADER = ("path", "status", "method", "reason", "line")
-"""Columns of :meth:`Pairing.rows`."""
 
 _NO_IMAGES = ("other", "outside", "unreadable", "archive")
 _TABLE_STEMS = ("reports", "report", "images", "metadata", "studies", "data")
-_EXAMPLES = 3
 _MIN_ID = 4
-
-
-@dataclass(frozen=True)
-class Item:
-    """One image with all that its record needs from outside the pixels.
-
-    Attributes:
-        path: below the source as it was given.
-        patient, study: keys to be pseudonymised; a split must not tear a patient apart.
-        report: "" when there is none.
-        method: how the row was found: ``accession``, ``study_uid``, ``sop_uid``, ``file``, ``folder``,
-            ``loose`` (an accession number of another form), ``patient_date`` or ``none``.
-        modality: DICOM modality, "" for other files.
-        kind: of the file, as in :class:`SourceFile`.
-        line: of the report table, or number of the message; 0 when the report is a file of its own.
-        study_date: ``YYYYMMDD``.
-        names, ids: persons and identifiers that must not survive in the text; an identifier has 4 characters
-            or more, since a shorter one would take measurements with it.
-    """
-
-    path: Path = field(repr=False)
-    patient: str = field(repr=False)
-    study: str = field(repr=False)
-    report: str = field(default="", repr=False)
-    method: str = "none"
-    view: str | None = None
-    laterality: str | None = None
-    split: str | None = None
-    labels: dict[str, LabelState] = field(default_factory=dict)
-    boxes: tuple[Box, ...] = ()
-    modality: str = ""
-    kind: str = "dicom"
-    line: int = 0
-    study_date: str | None = field(default=None, repr=False)
-    names: tuple[str, ...] = field(default=(), repr=False)
-    ids: tuple[str, ...] = field(default=(), repr=False)
-
-
-@dataclass(frozen=True)
-class Pairing:
-    """All items in the order of their paths, what has no partner, and how the columns were read."""
-
-    items: tuple[Item, ...]
-    unpaired: tuple[Unpaired, ...]
-    columns: dict[str, str]
-    explain: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
-    source: Path | None = field(default=None, repr=False)
-
-    def summary(self) -> dict[str, Any]:
-        """Return counts as JSON values; no identifier is among them."""
-        return {
-            "images": len(self.items),
-            "with_report": sum(bool(item.report) for item in self.items),
-            "with_labels": sum(bool(item.labels) for item in self.items),
-            "with_boxes": sum(bool(item.boxes) for item in self.items),
-            "studies": len({item.study for item in self.items}),
-            "patients": len({item.patient for item in self.items}),
-            "methods": dict(sorted(Counter(item.method for item in self.items).items())),
-            "unpaired": dict(sorted(Counter(entry.reason for entry in self.unpaired).items())),
-            "columns": dict(self.columns),
-            "notes": list(self.notes),
-        }
-
-    def lines(self) -> list[str]:
-        """Return the summary for people."""
-        counts = self.summary()
-        methods = ", ".join(
-            f"{count} by {name}" for name, count in counts["methods"].items() if name != "none"
-        )
-        return [
-            f"{counts['images']} images of {counts['studies']} studies and {counts['patients']} patients",
-            f"{counts['with_report']} with a report, {counts['with_labels']} with labels, "
-            f"{counts['with_boxes']} with boxes; matched: {methods or 'none'}",
-            *(f"column {line}" for line in self.explain),
-            *(self._reason_line(reason, count) for reason, count in counts["unpaired"].items()),
-            *self.notes,
-        ]
-
-    def _reason_line(self, reason: str, count: int) -> str:
-        entries = [entry for entry in self.unpaired if entry.reason == reason]
-        places = [
-            " ".join(part for part in (entry.token, f"line {entry.line}" if entry.line else "") if part)
-            for entry in itertools.islice(entries, _EXAMPLES)
-        ]
-        shown = ", ".join(place for place in places if place)
-        more = ", …" if shown and count > len(places) else ""
-        hint = HINTS.get(reason, "")
-        return f"{reason}: {count}" + (f" ({shown}{more})" if shown else "") + (f": {hint}" if hint else "")
-
-    def rows(self) -> Iterator[tuple[str, str, str, str, str]]:
-        """Yield what became of each file and row, for a private table: :data:`ROW_HEADER`.
-
-        Paths are relative to the source, or to the folder that holds all items.
-        """
-        folders = [item.path.parent for item in self.items]
-        source = self.source or Path(os.path.commonpath(folders) if folders else "")
-        for item in self.items:
-            status = "paired" if item.report else "without report"
-            yield _relative(item.path, source), status, item.method, "", str(item.line or "")
-        for entry in self.unpaired:
-            if entry.reason != "image_without_report":
-                path = _relative(entry.path, source) if entry.path else entry.token
-                yield path, "left out", "", entry.reason, str(entry.line or "")
-
-
-def _relative(path: Path, source: Path) -> str:
-    return path.relative_to(source).as_posix() if path.is_relative_to(source) else path.name
-
-
-# --- pairing ----------------------------------------------------------------------------------------
 
 
 def pair(
@@ -241,6 +124,7 @@ def _matched(
     by_boxes = ByKey(read_boxes(tables["boxes"]) if "boxes" in tables else {})
     found: list[tuple[Item, DicomHeader | None]] = []
     unpaired: list[Unpaired] = []
+    gave_way: dict[int, Row] = {}
     for image, *matches in zip(images, *(one.match_all(images) for one in sources), strict=True):
         match = merged(matches)
         if match.refusal:
@@ -249,6 +133,13 @@ def _matched(
             unpaired.append(Unpaired(match.refusal, token, line, image.file.path))
         else:
             found.append((_item(by_labels, by_boxes, image, match), image.header))
+            final = match.row is not None and not match.row.preliminary
+            rows = [row for one in matches for row in one.rows if row.preliminary and row.text and final]
+            gave_way |= {id(row): row for row in rows}
+    unpaired += [
+        Unpaired("superseded_report", file_token(row.path) if row.path else "", row.line, row.path)
+        for row in gave_way.values()
+    ]
     unpaired += [Unpaired("labels_without_image")] * len(by_labels.unused())
     unpaired += [Unpaired("boxes_without_image")] * len(by_boxes.unused())
     return found, unpaired

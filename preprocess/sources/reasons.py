@@ -37,6 +37,14 @@ HINTS: dict[str, str] = {
     "hl7_not_a_report": "a message of another kind than ORU.",
     "hl7_without_text": "a message whose observations hold no text.",
     "hl7_header_damaged": "its MSH segment does not declare its delimiters.",
+    # public layouts
+    "image_without_row": "the data set's table does not list it.",
+    "row_without_barcode": "its file name holds no case barcode.",
+    "second_copy_of_image": "another copy of the image is kept.",
+    "path_contradicts_table": "its folder and the data set's table name different studies.",
+    "not_a_chest": "the data set says that it shows another part of the body.",
+    "not_histology": "the data set says that it shows no tissue.",
+    "excluded_by_the_data_set": "its authors marked it as not to be used.",
     # tables of labels and boxes
     "labels_without_image": "a key of the label table that no image has.",
     "boxes_without_image": "a key of the box table that no image has.",

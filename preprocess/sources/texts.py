@@ -62,6 +62,9 @@ def gather(files: Sequence[SourceFile], structured: Sequence[SourceFile]) -> Gat
             _add_text(found, file)
     _add_messages(found, [file for file in files if file.kind == "hl7"])
     _add_structured(found, structured)
+    count = sum(row.preliminary for rows in found.rows.values() for row in rows)
+    if count:
+        found.notes.append(f"{count} reports are preliminary: partial, not verified, or not final")
     return found
 
 
@@ -170,6 +173,10 @@ def _add_structured(found: Gathered, files: Sequence[SourceFile]) -> None:
             reports.append((file, read_structured(file.path)))
         except InputError:
             found.refuse("sr_damaged", file.path)
+    items = sum((Counter(report.left_out) for _, report in reports), Counter())
+    if items:
+        counts = ", ".join(f"{count} {reason}" for reason, count in sorted(items.items()))
+        found.notes.append(f"content items of structured reports that are not in the text: {counts}")
     replaced = {uid for _, report in reports for uid in report.replaces}
     for file, report in reports:
         if report.sop_uid in replaced:
