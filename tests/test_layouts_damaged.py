@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import gzip
-from collections import Counter
 
+import layoutfiles
+import layoutfilms
 import layouttrees
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from layouttrees import reasons
 
 from medvl.errors import BadTable, DecompressionLimit, InputError
 from medvl.preprocess.sources.layouts import find, pair_layout
 from medvl.preprocess.sources.layouts._files import Listing, read_report
 from medvl.preprocess.sources.layouts._tables import label_states, read_columns, read_json_lines
-from medvl.preprocess.sources.pairing import Pairing
 
 SECRET = "DOE_JOHN_19400101"
 
 
-def reasons(pairing: Pairing) -> dict[str, int]:
-    return dict(Counter(entry.reason for entry in pairing.unpaired))
-
-
 def mimic(tmp_path):
-    return layouttrees.mimic_cxr_jpg(tmp_path / "source")
+    return layoutfilms.mimic_cxr_jpg(tmp_path / "source")
 
 
 # --- tables -------------------------------------------------------------------------------------------------
@@ -41,7 +40,7 @@ def test_a_gzip_bomb_is_refused_before_it_fills_the_memory(tmp_path):
 
 
 def test_a_table_that_is_cut_or_no_gzip(tmp_path):
-    whole = layouttrees.table(tmp_path / "t.csv.gz", ("a", "b"), [(n, "word " * 9) for n in range(20_000)])
+    whole = layoutfiles.table(tmp_path / "t.csv.gz", ("a", "b"), [(n, "word " * 9) for n in range(20_000)])
     data = whole.read_bytes()
     whole.write_bytes(data[: len(data) // 2])
     with pytest.raises(BadTable, match="cannot be read to its end"):
@@ -52,20 +51,20 @@ def test_a_table_that_is_cut_or_no_gzip(tmp_path):
 
 
 def test_a_ragged_row_is_named_by_its_number_alone(tmp_path):
-    path = layouttrees.text(tmp_path / f"{SECRET}.csv", f"a,b\n1,2\n{SECRET}\n3,4\n")
+    path = layoutfiles.text(tmp_path / f"{SECRET}.csv", f"a,b\n1,2\n{SECRET}\n3,4\n")
     with pytest.raises(BadTable, match="damaged: record 3: expected 2 columns, got 1") as caught:
         read_columns(path, need=("a",))
     assert SECRET not in str(caught.value)
 
 
 def test_a_row_of_many_megabytes_is_no_row(tmp_path):
-    path = layouttrees.text(tmp_path / "t.csv", "a,b\n" + "x" * 40_000_000 + ",2\n")
+    path = layoutfiles.text(tmp_path / "t.csv", "a,b\n" + "x" * 40_000_000 + ",2\n")
     with pytest.raises(BadTable, match="is damaged: it cannot be cut into rows"):
         read_columns(path, need=("a",))
 
 
 def test_a_missing_column_is_named_with_the_nearest(tmp_path):
-    path = layouttrees.table(tmp_path / "t.csv", ("image_pth", "caption"), [("a.png", "x")])
+    path = layoutfiles.table(tmp_path / "t.csv", ("image_pth", "caption"), [("a.png", "x")])
     with pytest.raises(BadTable, match=r"no column 'image_path'.*Did you mean 'image_pth'\?"):
         read_columns(path, need=("image_path",))
 
@@ -89,7 +88,7 @@ def test_cells_keep_leading_zeros_and_lose_blanks_and_nan(tmp_path):
 
 
 def test_labels_are_shared_and_a_cell_that_is_none_is_named_by_place(tmp_path):
-    path = layouttrees.table(
+    path = layoutfiles.table(
         tmp_path / "t.csv", ("Edema", "Lung Opacity"), [("1.0", ""), ("-1", "0"), ("1", "")]
     )
     frame = read_columns(path, need=("Edema", "Lung Opacity"))
@@ -100,7 +99,7 @@ def test_labels_are_shared_and_a_cell_that_is_none_is_named_by_place(tmp_path):
         {"edema": "present"},
     ]
     assert states[0] is states[2]
-    layouttrees.table(path, ("Edema", "Lung Opacity"), [("1", "0"), ("1", SECRET)])
+    layoutfiles.table(path, ("Edema", "Lung Opacity"), [("1", "0"), ("1", SECRET)])
     frame = read_columns(path, need=("Edema", "Lung Opacity"))
     with pytest.raises(
         BadTable, match=r"record 3 of .* 17 characters in the label column 'Lung Op"
@@ -118,7 +117,7 @@ def test_labels_are_shared_and_a_cell_that_is_none_is_named_by_place(tmp_path):
     ],
 )
 def test_a_line_that_is_no_json_object(tmp_path, line, says):
-    path = layouttrees.text(tmp_path / "t.jsonl", f'{{"image": "a"}}\n{line}\n')
+    path = layoutfiles.text(tmp_path / "t.jsonl", f'{{"image": "a"}}\n{line}\n')
     with pytest.raises(BadTable, match=says):
         list(read_json_lines(path))
 
@@ -133,8 +132,8 @@ def test_json_lines_may_be_gzip_and_cut(tmp_path):
 
 
 def test_a_label_file_with_another_value(tmp_path):
-    root = layouttrees.chexpert_plus(tmp_path / "source")
-    layouttrees.lines(
+    root = layoutfilms.chexpert_plus(tmp_path / "source")
+    layoutfiles.lines(
         root / "chexbert_labels" / "impression_fixed.json",
         [{"path_to_image": "train/patient00001/study1/view1_frontal.jpg", "Edema": "perhaps"}],
     )
@@ -147,8 +146,8 @@ def test_a_label_file_with_another_value(tmp_path):
 
 def test_a_patient_in_two_official_splits_is_refused(tmp_path):
     root = mimic(tmp_path)
-    rows = [(i, s, p, "train" if k else "test") for k, (p, s, i) in enumerate(layouttrees.MIMIC_IMAGES)]
-    layouttrees.table(
+    rows = [(i, s, p, "train" if k else "test") for k, (p, s, i) in enumerate(layoutfilms.MIMIC_IMAGES)]
+    layoutfiles.table(
         root / "mimic-cxr-2.0.0-split.csv.gz", ("dicom_id", "study_id", "subject_id", "split"), rows
     )
     with pytest.raises(BadTable, match="official split puts 1 patients into more than one split"):
@@ -157,8 +156,8 @@ def test_a_patient_in_two_official_splits_is_refused(tmp_path):
 
 def test_an_image_without_split_follows_its_patient(tmp_path):
     root = mimic(tmp_path)
-    patient, study, image = layouttrees.MIMIC_IMAGES[0]
-    layouttrees.table(
+    patient, study, image = layoutfilms.MIMIC_IMAGES[0]
+    layoutfiles.table(
         root / "mimic-cxr-2.0.0-split.csv.gz",
         ("dicom_id", "study_id", "subject_id", "split"),
         [(image, study, patient, "validate")],
@@ -177,13 +176,13 @@ def test_an_image_without_split_follows_its_patient(tmp_path):
 def test_links_stores_and_hidden_files_are_passed_over(tmp_path):
     root = mimic(tmp_path)
     study = root / "files" / "p10" / "p10000032" / "s50414267"
-    outside = layouttrees.grey(tmp_path / "outside" / "secret.jpg")
+    outside = layoutfiles.grey(tmp_path / "outside" / "secret.jpg")
     (study / "secret.jpg").symlink_to(outside)
     (root / "more").symlink_to(outside.parent)
-    layouttrees.grey(study / ".hidden.jpg")
-    layouttrees.grey(study / "__MACOSX" / "x.jpg")
+    layoutfiles.grey(study / ".hidden.jpg")
+    layoutfiles.grey(study / "__MACOSX" / "x.jpg")
     for name in ("store.json", "index.parquet", "x.jpg"):
-        layouttrees.empty(root / "old" / name)
+        layoutfiles.empty(root / "old" / name)
     listing = Listing.of(root)
     assert listing.outside == ("files/p10/p10000032/s50414267/secret.jpg", "more")
     assert not any(
@@ -207,7 +206,7 @@ def test_a_picture_that_no_table_knows_is_told(tmp_path):
         name, write = layouttrees.TREES[tree]
         root = write(tmp_path / tree)
         before = pair_layout(root, name)
-        layouttrees.empty(root / "extra" / ("stranger.nii.gz" if tree == "ct_rate" else "stranger.tif"))
+        layoutfiles.empty(root / "extra" / ("stranger.nii.gz" if tree == "ct_rate" else "stranger.tif"))
         after = pair_layout(root, name)
         assert after.items == before.items
         assert reasons(after) == reasons(before) | {"image_without_row": 1}
@@ -226,7 +225,7 @@ def test_a_report_that_is_too_large_or_damaged_costs_one_report(tmp_path):
     assert texts["s53189527"] == "caf\u00e9 au lait"
     assert reasons(pairing)["text_unreadable"] == 1
     with pytest.raises(InputError, match="has more than 800,000 bytes") as caught:
-        read_report(layouttrees.text(tmp_path / f"{SECRET}.txt", "x" * 900_000))
+        read_report(layoutfiles.text(tmp_path / f"{SECRET}.txt", "x" * 900_000))
     assert SECRET not in str(caught.value)
     with pytest.raises(InputError, match="cannot be read"):
         read_report(tmp_path / "missing.txt")
@@ -236,14 +235,14 @@ def test_a_report_that_is_too_large_or_damaged_costs_one_report(tmp_path):
     "content", ["<eCitation>", "", "no XML", '<?xml version="1.0"?><!DOCTYPE a><a/>', "\x00"]
 )
 def test_an_xml_report_that_cannot_be_read(tmp_path, content):
-    root = layouttrees.iu_xray(tmp_path / "source")
+    root = layoutfilms.iu_xray(tmp_path / "source")
     before = reasons(pair_layout(root, "auto"))["text_unreadable"]
-    layouttrees.text(root / "ecgen-radiology" / "77.xml", content)
+    layoutfiles.text(root / "ecgen-radiology" / "77.xml", content)
     assert reasons(pair_layout(root, "auto"))["text_unreadable"] == before + 1
 
 
 def test_rows_with_different_reports_for_one_image_are_refused(tmp_path):
-    root = layouttrees.padchest(tmp_path / "source")
+    root = layoutfilms.padchest(tmp_path / "source")
     table = root / "PADCHEST_chest_x_ray_images_labels_160K_01.02.19.csv.gz"
     more = ",a1.png,0,20140915,s1,p1,PA,No,otro texto .,\"['normal']\",,\n"
     table.write_bytes(gzip.compress(gzip.decompress(table.read_bytes()) + more.encode()))
@@ -259,3 +258,26 @@ def test_no_message_names_a_file(tmp_path):
     with pytest.raises(BadTable) as caught:
         pair_layout(root, "auto")
     assert SECRET not in str(caught.value)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    content=st.binary(max_size=200)
+    | st.text(alphabet='a,b"\n\r\t{}[]:0 \u00e9\ufeff\x00<!>&;', max_size=80).map(
+        lambda words: words.encode("utf-8", "replace")
+    ),
+    packed=st.booleans(),
+)
+def test_no_content_of_a_table_escapes_as_another_error(tmp_path, content, packed):
+    data = gzip.compress(b"image,caption\n" + content) if packed else b"image,caption\n" + content
+    for name in ("t.csv", "t.csv.gz", "t.jsonl"):
+        path = tmp_path / name
+        path.write_bytes(data)
+        for read in (
+            lambda path: read_columns(path, need=("image",), maybe=("caption", "split")),
+            lambda path: list(read_json_lines(path)),
+        ):
+            try:
+                read(path)
+            except InputError:
+                continue

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import layoutfiles
+import layoutfilms
 import layouttrees
 import pytest
 
@@ -34,9 +36,9 @@ def test_every_layout_has_a_tree_and_a_chapter():
 
 def test_phantoms_and_folders_of_a_hospital_have_no_layout(tmp_path):
     write_phantoms(tmp_path / "phantoms", n=2, seed=0, size_px=64, workers=1)
-    layouttrees.table(tmp_path / "lab" / "train.csv", ("image", "report"), [("a.png", "Clear.")])
-    layouttrees.grey(tmp_path / "lab" / "a.png")
-    layouttrees.dicom(tmp_path / "files" / "files" / "p10" / "IM1.dcm")
+    layoutfiles.table(tmp_path / "lab" / "train.csv", ("image", "report"), [("a.png", "Clear.")])
+    layoutfiles.grey(tmp_path / "lab" / "a.png")
+    layoutfiles.dicom(tmp_path / "files" / "files" / "p10" / "IM1.dcm")
     (tmp_path / "empty").mkdir()
     for folder in ("phantoms", "lab", "files", "empty", "missing", "lab/a.png"):
         assert find(tmp_path / folder) is None
@@ -49,7 +51,7 @@ def test_a_name_is_taken_whatever_the_folder_looks_like(tmp_path):
 
 
 def test_two_data_sets_in_one_folder_are_refused(tmp_path):
-    layouttrees.padchest(tmp_path)
+    layoutfilms.padchest(tmp_path)
     layouttrees.quilt_1m(tmp_path)
     with pytest.raises(UsageError, match=r"looks like padchest and quilt-1m.*--layout padchest"):
         find(tmp_path)

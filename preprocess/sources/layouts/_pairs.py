@@ -216,7 +216,7 @@ def make_pairing(
             for item in items
             if not item.report
         ]
-    explain = (f"layout: {layout}", *(f"{role}: {what}" for role, what in columns.items()))
+    explain = tuple(f"{role}: {what} (of {layout})" for role, what in columns.items())
     return Pairing(tuple(items), tuple(entries), dict(columns), explain, (*notes, *remarks))
 
 
