@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import re
 from dataclasses import dataclass
+from typing import cast
 
 from medvl.preprocess.reports.findings_lexicon import (
     VOCABULARIES,
@@ -129,7 +130,7 @@ def _after_first_stop(tokens: list[Token]) -> list[Token]:
 def _mention(claim: Claim, spans: list[tuple[int, int]]) -> Mention:
     (start, end), (first, last) = spans[claim.at], spans[claim.place]
     cue = spans[claim.cue] if claim.cue >= 0 else None
-    return Mention(claim.finding, claim.state, min(start, first), max(end, last), cue)
+    return Mention(claim.finding, cast(LabelState, claim.state), min(start, first), max(end, last), cue)
 
 
 def sentence_states(text: str, *, vocabulary: str) -> dict[str, LabelState]:

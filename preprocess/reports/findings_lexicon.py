@@ -232,8 +232,8 @@ class _Builder:
         for piece in pattern.split():
             optional = piece.endswith("~")
             each = (piece[:-1] if optional else piece).split("|")
-            words = [word for name in each for word in (self.classes[name[1:]] if name[0] == "$" else [name])]
-            choices.append([self.spelling.get(word, word) for word in words] + [""] * optional)
+            names = [word for name in each for word in (self.classes[name[1:]] if name[0] == "$" else [name])]
+            choices.append([self.spelling.get(name, name) for name in names] + [""] * optional)
         for row in itertools.product(*choices):
             words = tuple(word for word in row if word)
             if words:
