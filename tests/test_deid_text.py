@@ -231,8 +231,8 @@ def test_the_interval_between_two_dates_survives(date, days, form):
 def test_two_thousand_reports_a_second():
     report = (
         "INDICATION: 93-year-old woman with cough. COMPARISON: 03/12/2015. FINDINGS: The lungs are clear. No "
-        "pleural effusion. Nodule of 4.2 mm, series 4 image 12. Heart size is normal. IMPRESSION: 1. No acute "
-        "process. Discussed with Dr. Lee. Signed by: John Smith, MD. MRN 1234567."
+        "pleural effusion. Nodule of 4.2 mm, series 4 image 12. Heart size is normal. IMPRESSION: 1. No "
+        "acute process. Discussed with Dr. Lee. Signed by: John Smith, MD. MRN 1234567."
     )
     for i in range(20):
         deidentify_text(report, names=(f"DOE{i}^JOHN",))

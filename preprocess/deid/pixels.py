@@ -20,7 +20,7 @@ from medvl.preprocess.reading.part10 import EXPLICIT_LITTLE, UNDEFINED, Part10, 
 from medvl.records import TextRegion
 from medvl.specs import PixelSpec
 
-__all__ = ["MOST_FRAMES", "Pixels", "Policy", "take_pixels", "words_in_pixels"]
+__all__ = ["MOST_FRAMES", "Pixels", "Policy", "paint_over", "take_pixels", "words_in_pixels"]
 
 Policy = Literal["off", "keep", "mask", "drop"]
 
@@ -84,7 +84,7 @@ def take_pixels(
                 hint="Use the policy mask to paint them over, or keep to leave them.",
             )
         if count and policy == "mask":
-            _mask(part10, dataset, regions, limits=limits)
+            paint_over(part10, dataset, regions, limits=limits)
             painted = tuple(dataclasses.replace(each, masked=each.kind == "text") for each in regions)
             return Pixels(EXPLICIT_LITTLE, painted, looked=True, masked=True)
     _copy(part10, dataset)
@@ -104,7 +104,14 @@ def _search(path: Path, part10: Part10, *, limits: Limits) -> tuple[TextRegion, 
     return tuple(found)
 
 
-def _mask(part10: Part10, dataset: Dataset, regions: tuple[TextRegion, ...], *, limits: Limits) -> None:
+def paint_over(
+    part10: Part10, dataset: Dataset, regions: tuple[TextRegion, ...], *, limits: Limits = DEFAULT_LIMITS
+) -> None:
+    """Decode every frame of an open file, paint regions over, and put the pixels into a data set.
+
+    Raises:
+        DecodeError: the pixels cannot be decoded, or have neither 8, 16 nor 32 bits a value.
+    """
     from medvl.preprocess.reading.burned import mask_native
 
     layout = layout_of(part10, limits=limits, lenient=True)

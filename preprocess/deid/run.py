@@ -284,7 +284,7 @@ def _plan(
 
 
 def _is_text(file: SourceFile) -> bool:
-    return file.kind not in ("dicom", "table") and file.path.suffix.lower() == ".txt"
+    return file.kind in ("text", "other") and file.path.suffix.lower() == ".txt"
 
 
 def _leave(file: SourceFile, summary: DeidSummary) -> None:

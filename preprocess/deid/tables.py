@@ -218,7 +218,7 @@ class _Rows:
         return linked or (row[c.patient] if c.patient else None) or None
 
     def _cell(self, cell: str, action: str, patient: str, days: int) -> str:
-        if action == "keep" or not cell:
+        if not cell or (action == "keep" and _NUMBER.fullmatch(cell)):
             return cell
         if action == "patient":
             return self.ids.patient(patient)
@@ -239,7 +239,7 @@ class _Rows:
             cell,
             names=tuple(self.people.names[patient]),
             ids=tuple(self.people.numbers[patient]),
-            shift_days=days,
+            shift_days=days if action == "text" else 0,
         )
         self.words.update(words)
         return text
