@@ -1,21 +1,29 @@
-"""What no reading of a report may change, counted without any code of the parser or the renderer."""
+"""What no reading of a report may change, counted without any code of the parser or the renderer.
+
+Run on the reports of tables, it prints what was found and what was altered as JSON::
+
+    python tests/reportchecks.py TABLE...
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
+import sys
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from medvl.preprocess.reports import all_changes, changes, parse_report
 from medvl.records import Change, Report
-from medvl.specs import ReportSpec, View
+from medvl.specs import RAW_PLACEHOLDER, ReportSpec, View
 
 SPEC = ReportSpec()
 VIEWS: tuple[View, ...] = ("retrieval", "generation")
 
-NUMBER = re.compile(r"\d+(?:[.,]\d+)*\s?(?:mm|cm|ml|cc|%|HU|kVp?|mAs|bpm|L|F|°)?(?![a-z])")
+NUMBER = re.compile(r"\d+(?:[.,]\d+)*\s?(?:mm|cm|ml|cc|%|HU|kVp?|mAs|bpm|L|F|°)?(?![A-Za-z])")
 SIGNS = re.compile(r"[<>≤≥=±~]")
 WORDS = {
     "en": {
@@ -103,14 +111,65 @@ def check_changes(report: Report, spec: ReportSpec = SPEC) -> None:
             assert visible(made(report.text[sentence.start : sentence.end], inside, view)) == words
 
 
+def altered(report: Report, spec: ReportSpec = SPEC) -> list[tuple[str, str]]:
+    """Return each kept sentence and its rendering where numbers, comparators, negations or sides differ."""
+    language = spec.parser.partition("-")[0]
+    found = []
+    for view in VIEWS:
+        for sentence, words in zip(spec.kept(report, view), spec.render(report, view), strict=True):
+            original = report.text[sentence.start : sentence.end]
+            if invariants(words, language) != invariants(original, language):
+                found.append((original, words))
+    return found
+
+
 def check_medicine(text: str, spec: ReportSpec = SPEC) -> Report:
     """Each sentence of each view has the numbers, comparators, negations and sides of its original."""
     report = parse_report(text, parser=spec.parser)
-    language = spec.parser.partition("-")[0]
-    for view in VIEWS:
-        kept, rendered = spec.kept(report, view), spec.render(report, view)
-        assert len(kept) == len(rendered)
-        for sentence, words in zip(kept, rendered, strict=True):
-            original = text[sentence.start : sentence.end]
-            assert invariants(words, language) == invariants(original, language), (original, words)
+    assert altered(report, spec) == []
     return report
+
+
+def summary(texts: Iterable[str]) -> dict[str, object]:
+    """Count what is found in reports, what the views keep of it, and every breach of the rules above."""
+    count: Counter[str] = Counter()
+    sections: Counter[str] = Counter()
+    kinds: Counter[str] = Counter()
+    reasons: Counter[str] = Counter()
+    for text in texts:
+        report = parse_report(text)
+        check_spans(report)
+        check_changes(report)
+        count["reports"] += 1
+        sections.update({section.name for section in report.sections})
+        count["sentences"] += len(report.sentences)
+        count["altered"] += len(altered(report))
+        for view in VIEWS:
+            rendered = SPEC.render(report, view)
+            count[f"sentences in {view}"] += len(rendered)
+            kinds.update(kind for words in rendered for kind, _ in invariants(words).elements())
+            raw = RAW_PLACEHOLDER.findall(" ".join(rendered).replace(SPEC.placeholder, ""))
+            count["raw placeholders"] += len(raw)
+        reasons.update(f"{change.reason} ({change.view})" for change in all_changes(report, SPEC))
+    return {
+        **count,
+        "sections": dict(sections.most_common()),
+        "counted in the views": dict(kinds.most_common()),
+        "changes": dict(reasons.most_common(16)),
+    }
+
+
+def main(tables: Sequence[str]) -> None:
+    """Print the summary of each table, one line each."""
+    from medvl.preprocess.sources.columns import guess_columns
+    from medvl.preprocess.sources.tables import read_table
+
+    for table in tables:
+        frame = read_table(Path(table))
+        columns = guess_columns(frame)
+        texts = [text for row in frame.to_dict("records") if (text := columns.report_text(row))]
+        sys.stdout.write(json.dumps({"set": Path(table).parent.name} | summary(texts)) + "\n")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

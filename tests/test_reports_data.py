@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections import Counter
@@ -14,7 +15,7 @@ from medvl.preprocess.reports.languages import guess_language
 from medvl.preprocess.sources.columns import guess_columns
 from medvl.preprocess.sources.tables import read_table
 from medvl.records import Report
-from medvl.specs import RAW_PLACEHOLDER, ReportSpec
+from medvl.specs import ReportSpec
 
 sys.path.insert(0, str(Path(__file__).parent))
 import reportchecks
@@ -36,31 +37,35 @@ def real(request, shared_data) -> tuple[str, list[Report]]:
     columns = guess_columns(frame)
     texts = [text for row in frame.to_dict("records") if (text := columns.report_text(row))]
     assert len(texts) == size
-    return request.param, [parse_report(text) for text in texts]
+    return request.param, [parse_report(text) for text in texts[:: 1 if size < 1000 else 4]]
 
 
-def test_spans_changes_and_medicine_hold_for_each_report(real):
-    """No view of any report has another number, comparator, negation or side than the sentences it keeps."""
+@pytest.mark.parametrize("name", SETS)
+def test_nothing_is_altered_in_any_report(shared_data, name):
+    """Spans, changes, numbers, comparators, negations, sides and placeholders of every report and both views.
+
+    In a process without shape checks, which are five times as slow; :func:`reportchecks.summary` asserts too.
+    """
+    path, size = SETS[name]
+    command = [sys.executable, str(Path(reportchecks.__file__)), str(shared_data / path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    found = json.loads(done.stdout)
+    assert (found["reports"], found["altered"], found["raw placeholders"]) == (size, 0, 0)
+    assert min(found["counted in the views"][kind] for kind in ("number", "negation", "side")) > 100
+
+
+def test_spans_changes_and_medicine_hold_with_shape_checks(real):
     _, reports = real
-    for report in reports:
+    for report in reports[::8]:
         reportchecks.check_spans(report)
         reportchecks.check_changes(report)
-        reportchecks.check_medicine(report.text)
-
-
-def test_no_view_shows_a_raw_placeholder(real):
-    _, reports = real
-    for report in reports:
-        for view in reportchecks.VIEWS:
-            words = " ".join(SPEC.render(report, view)).replace("[redacted]", "")
-            assert not RAW_PLACEHOLDER.search(words)
 
 
 def test_expanded_abbreviations_are_listed_and_can_be_undone(real):
     _, reports = real
     spec = ReportSpec(abbreviations="expand")
     expanded = 0
-    for report in reports[::4]:
+    for report in reports[::8]:
         reportchecks.check_changes(report, spec)
         expanded += sum(change.reason == "abbreviation" for change in all_changes(report, spec))
     assert expanded > 0
@@ -68,7 +73,7 @@ def test_expanded_abbreviations_are_listed_and_can_be_undone(real):
 
 def test_no_real_report_seems_to_be_in_another_language(real):
     _, reports = real
-    assert {guess_language(report.text) for report in reports} <= {"en", ""}
+    assert {guess_language(report.text) for report in reports[::4]} <= {"en", ""}
 
 
 def test_a_sentence_leaves_the_retrieval_view_for_a_listed_reason_only(real):
