@@ -197,7 +197,7 @@ def test_mimic_leaves_out_an_image_in_the_folder_of_another_study(tmp_path):
     pairing = pair_layout(root, "auto")
     found = {(entry.reason, entry.line) for entry in pairing.unpaired if "table" in entry.reason}
     assert found == {("path_contradicts_table", 2)}
-    assert reasons(pairing)["image_without_row"] == 1
+    assert "1 images are in no table: their path tells patient and study" in pairing.notes
     # The stranger stays: its path tells the patient, who is in the official validation set.
     assert [item.split for item in pairing.items if item.path.name == "stranger.jpg"] == ["val"]
     assert len(pairing.items) == 5
@@ -236,6 +236,8 @@ def test_chexpert(read):
     )
     assert reasons(pairing) == {"row_without_image": 1}
     assert pairing.notes == ("this data set has no reports: its images serve evaluation by labels",)
+    layoutfiles.grey(root / "train" / "patient00007" / "study1" / "view1_frontal.jpg")
+    assert pair_layout(root, "auto").notes[1] == "1 images are in no table: they have no labels"
 
 
 def test_chexpert_plus(read):

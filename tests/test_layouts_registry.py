@@ -85,3 +85,14 @@ def test_a_source_that_is_no_folder_or_has_no_layout(tmp_path):
 def test_a_named_layout_says_which_table_is_missing(tmp_path, name, says):
     with pytest.raises(BadTable, match=says):
         pair_layout(tmp_path, name)
+
+
+@pytest.mark.parametrize("tree", layouttrees.TREES)
+def test_tables_without_any_image_are_an_error(tmp_path, tree):
+    name, write = layouttrees.TREES[tree]
+    root = write(tmp_path / "source")
+    for path in [*root.rglob("*")]:
+        if path.name.endswith((".png", ".jpg", ".dcm", ".svs", ".nii.gz")):
+            path.unlink()
+    with pytest.raises(BadTable, match=f"looks like {name}, but none of its images is there"):
+        pair_layout(root, name)

@@ -9,7 +9,7 @@ import pandas as pd
 from medvl.errors import BadTable
 from medvl.preprocess.sources.layouts._chexpert import find_views, view_key, views
 from medvl.preprocess.sources.layouts._files import Listing, find_table
-from medvl.preprocess.sources.layouts._pairs import drop_leaving, join, make_pairing, of_files
+from medvl.preprocess.sources.layouts._pairs import drop_leaving, join, make_pairing
 from medvl.preprocess.sources.layouts._tables import header, label_states, read_columns
 from medvl.preprocess.sources.pairing import Pairing
 
@@ -51,14 +51,16 @@ def read(source: Path) -> Pairing:
     rows = rows.assign(key=view_key(rows["Path"]))
     images, more = find_views(listing)
     images, missing = join(images, rows, on="key")
-    more += missing + of_files("image_without_row", images[images["line"] == 0])
+    lone = int((images["line"] == 0).sum())
+    notes = ["this data set has no reports: its images serve evaluation by labels"]
+    notes += [f"{lone} images are in no table: they have no labels"] if lone else []
     images["view"] = views(images, plane="Frontal/Lateral", direction="AP/PA")
     return make_pairing(
         listing,
         images,
         layout=NAME,
         columns={"image": "Path", "view": "AP/PA, Frontal/Lateral", "split": "table", "labels": "14 columns"},
-        notes=("this data set has no reports: its images serve evaluation by labels",),
-        unpaired=unpaired + more,
+        notes=notes,
+        unpaired=unpaired + more + missing,
         without_reports="",
     )

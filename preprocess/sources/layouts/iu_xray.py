@@ -80,7 +80,7 @@ def read(source: Path) -> Pairing:
         rows, unpaired = _from_tables(tables[0], tables[1])
     else:
         rows, unpaired = _from_xml(listing, set(images["key"]))
-        if rows.empty:
+        if rows.empty and not unpaired:
             raise BadTable(
                 "the source has no reports of IU X-ray.",
                 hint="Unpack NLMCXR_reports.tgz, or put indiana_reports.csv and _projections.csv there.",
