@@ -133,6 +133,8 @@ PHRASES = {
     "There is an unchanged right nodule.": "There is a right nodule.",
     "There is a new opacity.": "There is an opacity.",
     "A stable calcified granuloma.": "A calcified granuloma.",
+    "Stable 4.2 cm mass in the RLL.": "4.2 cm mass in the RLL.",
+    "Stable 4. 2 cm mass.": "Stable 4. 2 cm mass.",
     "Small effusion, unchanged.": "Small effusion.",
     "Small effusion, unchanged from prior.": "Small effusion.",
     "Left effusion, unchanged compared to the prior study.": "Left effusion.",
@@ -337,6 +339,14 @@ def test_every_option_is_in_the_digest():
         *(ReportSpec(parser=parser) for parser in PARSERS if parser != "en-1"),
     ]
     assert len({spec.digest for spec in specs}) == len(specs)
+
+
+def test_the_examples_of_the_page_run():
+    page = (Path(__file__).parents[1] / "docs" / "reports.md").read_text("utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", page, re.S)
+    assert len(blocks) == 2
+    for block in blocks:
+        exec(compile(block, "docs/reports.md", "exec"), {})
 
 
 # --- the rules are data -----------------------------------------------------------------------------------

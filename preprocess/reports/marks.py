@@ -207,7 +207,7 @@ def _describes(text: str, start: int, end: int, rules: Rules) -> bool:
     before = text[:start].rstrip()
     if before and (_word_before(text, start) not in priors.after or not before[-1].isalpha()):
         return False
-    stretch = re.match(r" [^.,;:()]*", text[end:])
+    stretch = re.match(r" (?:[^.,;:()]|(?<=\d)[.,](?=\d))*", text[end:])
     for number, word in enumerate(_words(stretch[0]) if stretch else ()):
         if noun(word):
             return True
