@@ -6,9 +6,11 @@ import csv
 import datetime
 import json
 import logging
+import os
 import re
 import stat
 import tarfile
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -18,7 +20,9 @@ from pydicom import dcmread
 from medvl.errors import BadTable, UsageError, file_token
 from medvl.preprocess.deid import deidentify
 from medvl.preprocess.deid.audit import audit, collect_carriers
+from medvl.preprocess.deid.files import FileTask, clean_files
 from medvl.preprocess.deid.people import People
+from medvl.preprocess.deid.profile import DEFAULT
 from medvl.preprocess.deid.tables import clean_table
 from medvl.preprocess.pseudonyms import Pseudonyms
 
@@ -155,6 +159,25 @@ def test_an_interrupted_run_ends_with_the_same_bytes(done, source, tmp_path):
 def test_processes_give_the_same_bytes(done, source, tmp_path):
     deidentify(source, tmp_path / "clean", key=KEY, pixels="off", workers=2)
     assert list(shared_bytes(tmp_path / "clean")) == list(shared_bytes(done.out))
+
+
+class Deadly(type(Path())):
+    """A path that ends the process that asks for it."""
+
+    def is_file(self) -> bool:
+        os._exit(9)
+
+
+@pytest.mark.slow
+def test_a_file_that_kills_its_process_costs_one_file(source, tmp_path):
+    paths = sorted(source.rglob("*.dcm"))
+    tasks = [
+        FileTask(path, kind(tmp_path / f"{i}.dcm"), tmp_path / f"{i}.json", KEY, "p", (), (), DEFAULT, "off")
+        for i, (path, kind) in enumerate(zip(paths, (Path, Deadly, Path), strict=True))
+    ]
+    outcomes = dict(clean_files(tasks, workers=2))
+    assert [outcomes[i].refused for i in range(3)] == ["", "WorkerCrash", ""]
+    assert (tmp_path / "0.dcm").is_file() and (tmp_path / "2.dcm").is_file()
 
 
 def test_what_cannot_be_cleaned_is_listed_and_never_copied(tmp_path, caplog):

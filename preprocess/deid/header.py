@@ -46,7 +46,7 @@ CODED = frozenset(
     }
 )
 """Numbers of vocabularies, some of which look like dates."""
-BYTES = frozenset({"ICCProfile"})
+BYTES = frozenset({"ICCProfile", "WaveformData"})
 """OB outside the table that an image needs."""
 SEARCHED = frozenset({"LO", "SH", "CS", "DS", "IS", "UC", "UR"})
 MAX_CHARACTERS = {"SH": 16, "LO": 64}
@@ -172,6 +172,8 @@ def identity_of(dataset: Dataset) -> tuple[tuple[str, ...], tuple[str, ...]]:
             names.update(dict.fromkeys(strings_of(element.value)))
         elif element.keyword in _NUMBERS:
             numbers.update(dict.fromkeys(strings_of(element.value)))
+        elif element.keyword == "InstitutionName":  # one word of it may be any word
+            numbers.update(dict.fromkeys(name for name in strings_of(element.value) if " " in name))
     return tuple(name for name in names if name), tuple(number for number in numbers if number)
 
 
@@ -182,8 +184,8 @@ _NUMBERS = frozenset(
         "DeviceSerialNumber",
         "FillerOrderNumberImagingServiceRequest",
         "OtherPatientIDs",
+        "PatientAddress",
         "PatientID",
-        "PatientInsurancePlanCodeSequence",
         "PatientTelephoneNumbers",
         "PerformedProcedureStepID",
         "PlacerOrderNumberImagingServiceRequest",
