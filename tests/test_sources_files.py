@@ -104,6 +104,8 @@ def test_volumes_slides_and_archives_are_known_and_listed_where_they_are_not_rea
     volume = nibabel.Nifti1Image(np.zeros((2, 2, 2), np.int16), np.eye(4))
     nibabel.save(volume, tmp_path / "a.nii.gz")
     nibabel.save(nibabel.Nifti2Image(np.zeros((2, 2, 2), np.int16), np.eye(4)), tmp_path / "b.nii")
+    shutil.copy(tmp_path / "b.nii", tmp_path / "volume")  # known by its content
+    shutil.copy(tmp_path / "a.nii.gz", tmp_path / "packed")
     text(tmp_path / "broken.nii", "no volume")
     (tmp_path / "cut.nii.gz").write_bytes(gzip.compress(b"x" * 900)[:20])
     text(tmp_path / "slide.svs", "not looked into")
@@ -114,8 +116,10 @@ def test_volumes_slides_and_archives_are_known_and_listed_where_they_are_not_rea
     assert {file.relative: file.kind for file in discover(tmp_path)} == {
         "a.nii.gz": "nifti",
         "b.nii": "nifti",
-        "broken.nii": "damaged",
-        "cut.nii.gz": "damaged",
+        "volume": "nifti",
+        "packed": "nifti",
+        "broken.nii": "nifti",
+        "cut.nii.gz": "nifti",
         "slide.svs": "slide",
         "m.mrxs": "slide",
         "more.tar.gz": "archive",
@@ -123,10 +127,17 @@ def test_volumes_slides_and_archives_are_known_and_listed_where_they_are_not_rea
     }
     text(tmp_path / "reports.csv", "volume_name,report\na.nii.gz,A volume.\nb,Another.\nslide,A slide.\n")
     assert reasons(pair(tmp_path)) == {
-        "not_a_radiograph": 4, "archive_file": 1, "image_without_report": 3, "report_without_image": 3,
+        "not_a_radiograph": 8, "archive_file": 1, "image_without_report": 1, "report_without_image": 3,
     }  # fmt: skip
     pairing = pair(tmp_path, kinds=frozenset({"nifti"}))
-    assert found(pairing) == {"a.nii.gz": ("file", "A volume."), "b.nii": ("file", "Another.")}
+    assert found(pairing) == {
+        "a.nii.gz": ("file", "A volume."),
+        "b.nii": ("file", "Another."),
+        "broken.nii": ("none", ""),
+        "packed": ("none", ""),
+        "volume": ("none", ""),
+        "cut.nii.gz": ("none", ""),
+    }
     assert {item.kind for item in pairing.items} == {"nifti"}
     slides = pair(tmp_path, kinds=frozenset({"slide"}))
     assert found(slides)["slide.svs"] == ("file", "A slide.")

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import gzip
 import os
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +10,7 @@ from typing import Literal
 
 from medvl.errors import InputError, UsageError
 from medvl.preprocess.reading import kind_of
+from medvl.preprocess.reading.nifti import is_nifti
 from medvl.preprocess.sources.archives import ARCHIVE_SUFFIXES
 
 __all__ = ["IMAGE_SUFFIXES", "SLIDE_SUFFIXES", "TABLE_SUFFIXES", "Kind", "SourceFile", "discover"]
@@ -38,8 +37,9 @@ class SourceFile:
     """A file below the source; ``relative`` is its path below it, with ``/``.
 
     Attributes:
-        kind: by content, slides and tables by suffix: ``damaged`` is a file that should be an image and is
-            empty or unreadable, ``outside`` a link that leads out of the source, ``other`` anything else.
+        kind: by content; volumes, slides, tables and archives by suffix. ``damaged`` is a file that should be
+            an image and is empty or unreadable, ``outside`` a link that leads out of the source, ``other``
+            anything else.
     """
 
     path: Path
@@ -91,22 +91,21 @@ def _kind(path: Path) -> Kind:
     name = path.name.lower()
     if (by_name := _kind_by_name(name)) is not None:
         return by_name
+    written = name.endswith((".txt", ".hl7"))  # a text may begin like a bitmap: "BM" in "BMI 24"
     try:
-        written = name.endswith((".txt", ".hl7"))  # a text may begin like a bitmap: "BM" in "BMI 24"
         kind = "unknown" if written else kind_of(path)
         head = b"" if kind in ("dicom", "raster", "empty") else _head(path)
     except (InputError, OSError):
-        return "damaged"
+        return "unreadable" if written else "damaged"
     if kind == "dicom":
         return "dicomdir" if name.startswith("dicomdir") else "dicom"
     if kind == "raster":
         return "raster"
-    image_like = name.endswith((*IMAGE_SUFFIXES, *NIFTI_SUFFIXES))
+    image_like = name.endswith(IMAGE_SUFFIXES)
     if kind == "bare dicom":
         return "dicom" if image_like or not path.suffix else "other"
-    return _kind_by_content(path, head) or (
-        "damaged" if image_like or _is_empty_scan(path, kind) else "other"
-    )
+    fallback: Kind = "damaged" if image_like or (kind == "empty" and not path.suffix) else "other"
+    return _kind_by_content(path, head) or fallback
 
 
 def _kind_by_name(name: str) -> Kind | None:
@@ -114,6 +113,8 @@ def _kind_by_name(name: str) -> Kind | None:
         return "table"
     if name.endswith(SLIDE_SUFFIXES):
         return "slide"
+    if name.endswith(NIFTI_SUFFIXES):
+        return "nifti"  # whole or not: its reader names the fault
     return "archive" if name.endswith(ARCHIVE_SUFFIXES) else None
 
 
@@ -125,31 +126,12 @@ def _kind_by_content(path: Path, head: bytes) -> Kind | None:
         return "hl7"
     if name.endswith(".txt"):
         return "other" if path.stem.lower() in _NO_REPORT else "text"
-    if _is_nifti(head):
+    if head and is_nifti(path):
         return "nifti"
     plain = not path.suffix
     return "archive" if plain and (head.startswith(b"PK\3\4") or head[257:262] == b"ustar") else None
 
 
-def _is_empty_scan(path: Path, kind: str) -> bool:
-    return kind == "empty" and not path.suffix
-
-
 def _head(path: Path) -> bytes:
-    """Return the first 540 bytes, inflated for a NIfTI volume in gzip."""
-    if not path.name.lower().endswith(".nii.gz"):
-        with path.open("rb") as stream:
-            return stream.read(540)
-    try:
-        with gzip.open(path) as stream:
-            return stream.read(540)
-    except (EOFError, zlib.error, gzip.BadGzipFile):
-        return b""
-
-
-def _is_nifti(head: bytes) -> bool:
-    """Return whether a NIfTI-1 or NIfTI-2 header in one file begins here, in either byte order."""
-    size = head[:4]
-    if size in ((348).to_bytes(4, "little"), (348).to_bytes(4, "big")):
-        return head[344:348] == b"n+1\0"
-    return size in ((540).to_bytes(4, "little"), (540).to_bytes(4, "big")) and head[4:8] == b"n+2\0"
+    with path.open("rb") as stream:
+        return stream.read(262)

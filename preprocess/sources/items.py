@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from medvl.preprocess.sources.reasons import HINTS
+from medvl.preprocess.sources.reasons import HINTS, METHODS
 from medvl.preprocess.sources.rows import Unpaired
 from medvl.records import Box, LabelState
 
@@ -91,7 +91,9 @@ class Pairing:
         """Return the summary for people."""
         counts = self.summary()
         methods = ", ".join(
-            f"{count} by {name}" for name, count in counts["methods"].items() if name != "none"
+            f"{count} by {METHODS.get(name, name)}"
+            for name, count in counts["methods"].items()
+            if name != "none"
         )
         return [
             f"{counts['images']} images of {counts['studies']} studies and {counts['patients']} patients",

@@ -1,8 +1,18 @@
-"""Why a file or a row has no partner, and what to do next."""
+"""How a report was found, why a file or a row has no partner, and what to do next: words for people."""
 
 from __future__ import annotations
 
-__all__ = ["HINTS"]
+__all__ = ["HINTS", "METHODS"]
+
+METHODS: dict[str, str] = {
+    "accession": "accession number",
+    "study_uid": "StudyInstanceUID",
+    "sop_uid": "SOPInstanceUID",
+    "file": "file name",
+    "loose": "an accession number of another form",
+    "patient_date": "patient and study date",
+}
+"""Kind of key to words for people, where the kind does not say it."""
 
 HINTS: dict[str, str] = {
     # images
