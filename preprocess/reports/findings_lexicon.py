@@ -35,7 +35,10 @@ Token = tuple[str, int, int]
 """A word in the spelling of the patterns, and its span in the text."""
 
 _LEAF = ""
-_WORD = re.compile(r"\b[Ww]/[Oo]?(?![^\W_])|\b[Bb]/[Ll]\b|[^\W\d_]+(?:['’]t\b)?|\d+(?:[.,]\d+)*|\n[ \t\r]*\n|[^\w\s]")
+_WORD = re.compile(
+    r"\b[Ww]/[Oo]?(?![^\W_])|\b[Bb]/[Ll]\b"
+    r"|[^\W\d_]+(?:['’]t\b)?|\d+(?:[.,]\d+)*|\n[ \t\r]*\n|[^\w\s]"
+)
 _LONGEST_WORD = 24
 _SHORTEST_MISSPELT = 8
 _FILLERS = 3
