@@ -1,6 +1,7 @@
 """Store to batch: pairs, augmentation, positives, and an order that can resume anywhere."""
 
 import dataclasses
+import multiprocessing
 import pickle
 import sys
 from pathlib import Path
@@ -16,7 +17,6 @@ from medvl.data import (
     BatchOrder,
     BatchStream,
     PairDataset,
-    collate,
     finding_similarity,
     in_order,
     positives,
@@ -145,7 +145,7 @@ def test_unknown_split_is_named(store):
 
 def test_batch_keys_and_labels(store):
     pairs = PairDataset(store, "train", input=INPUT)
-    batch = collate(pairs.pairs([(0, 0), (0, 1), (0, 0)]), encode=encode)
+    batch = pairs.batch([(0, 0), (0, 1), (0, 0)], encode=encode)
     assert batch.images.shape == (3, 1, 24, 32) and batch.images.dtype == torch.float32
     assert batch.image_mask.sum() == 3 * 24 * 24  # a square picture in a 24 x 32 canvas
     assert batch.study[0] == batch.study[2] != batch.study[1]
@@ -347,13 +347,44 @@ def test_ranks_share_a_batch_in_order(store):
 
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
-def test_workers_change_nothing(store):
-    pairs = PairDataset(store, "train", input=INPUT, augment=Augment(), cache_mb=0)
+@pytest.mark.parametrize("augment", [None, Augment()], ids=["plain", "augmented"])
+def test_two_workers_resume_anywhere_with_the_same_bits(store, augment):
+    pairs = PairDataset(store, "train", input=INPUT, augment=augment, order="shuffled", cache_mb=0)
     order = BatchOrder(len(pairs), size=8, seed=0)
-    plain = list(BatchStream(pairs, order=order, encode=encode, start=1, stop=4))
-    worked = list(BatchStream(pairs, order=order, encode=encode, start=1, stop=4, workers=1))
-    for a, b in zip(plain, worked, strict=True):
-        assert torch.equal(a.images, b.images) and torch.equal(a.study, b.study)
+    options = {"order": order, "encode": encode, "stop": 7}
+    plain = list(BatchStream(pairs, start=0, **options))
+    worked = list(BatchStream(pairs, start=0, workers=2, **options))
+    # the middle of an epoch, and of what two workers had in hand: 3 batches an epoch
+    resumed = list(BatchStream(pairs, start=5, workers=2, **options))
+    assert order.steps_per_epoch == 3 and len(worked) == 7 and len(resumed) == 2
+    for a, b in zip([*plain, *plain[5:]], [*worked, *resumed], strict=True):
+        for field in dataclasses.fields(a):
+            assert torch.equal(getattr(a, field.name), getattr(b, field.name)), field.name
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_stream_that_is_left_early_stops_its_workers(store):
+    pairs = PairDataset(store, "train", input=INPUT, cache_mb=0)
+    order = BatchOrder(len(pairs), size=8, seed=0)
+    stream = iter(BatchStream(pairs, order=order, encode=encode, start=0, stop=1000, workers=2))
+    next(stream)
+    children = multiprocessing.active_children()
+    assert len(children) == 2
+    stream.close()
+    for child in children:
+        child.join(10)
+    assert not multiprocessing.active_children()
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_looking_greys_up_gives_the_bits_of_the_spec(store, channels):
+    spec = InputSpec(size_px=(23, 31), channels=channels, mean=(0.3,) * channels, std=(0.21,) * channels)
+    pairs = PairDataset(store, "train", input=spec)
+    batch = pairs.batch([(0, row) for row in range(6)], encode=encode)
+    for row in range(6):
+        image, mask = spec.apply(store.pixels(pairs.records[row]))
+        assert np.array_equal(batch.images[row].numpy(), image)
+        assert np.array_equal(batch.image_mask[row].numpy(), mask)
 
 
 def test_too_small_a_batch_is_refused():

@@ -24,7 +24,7 @@ from medvl.specs import InputSpec
 from medvl.splits import SPLITS, split_of
 from medvl.store import Store
 
-__all__ = ["Encode", "Key", "Pair", "PairDataset", "collate", "integer_key", "label_names"]
+__all__ = ["Draft", "Encode", "Key", "Pair", "PairDataset", "integer_key", "label_names"]
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +48,28 @@ class Pair:
     study: int
     report: int
     labels: Float[np.ndarray, " labels"]
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A batch as far as a worker process makes it.
+
+    It holds arrays, not tensors: a pipe carries them as fast as shared memory is set up for tensors.
+
+    Attributes:
+        pixels: 8-bit pictures that are not normalised yet, a quarter of the bytes; or normalised ones, where
+            augmentation left the 256 values.
+        image_mask: packed along the columns, eight pixels a byte.
+        tokens, token_mask, study, report, labels: as in :class:`medvl.features.Batch`.
+    """
+
+    pixels: UInt8[np.ndarray, "batch rows columns"] | Float[np.ndarray, "batch channels rows columns"]
+    image_mask: UInt8[np.ndarray, "batch rows packed"]
+    tokens: Int[np.ndarray, "batch tokens"]
+    token_mask: Int[np.ndarray, "batch tokens"]
+    study: Int[np.ndarray, " batch"]
+    report: Int[np.ndarray, " batch"]
+    labels: Float[np.ndarray, "batch labels"]
 
 
 class PairDataset(Dataset[Pair]):
@@ -136,21 +158,13 @@ class PairDataset(Dataset[Pair]):
         """Return one pair; a bare row number means epoch 0."""
         return self.pairs([key if isinstance(key, tuple) else (0, key)])[0]
 
-    def __getitems__(self, keys: Sequence[Key]) -> list[Pair]:
-        """Return many pairs at once; PyTorch's loaders look for this name."""
-        return self.pairs(keys)
-
     def pairs(self, keys: Sequence[Key]) -> list[Pair]:
         """Return the pairs of ``keys``, augmented together."""
-        rows = [row for _, row in keys]
-        canvas, mask = self._pictures(rows)
-        pixels: np.ndarray = canvas
-        if self.augment is not None:
-            streams = [self._stream("pixels", key) for key in keys]
-            pixels, mask = self.augment(canvas, mask, streams=streams)
+        pixels, mask = self._pixels(keys)
+        images = self._normalised(pixels) if pixels.dtype == np.uint8 else pixels
         return [
             Pair(
-                image=self.input.normalise(pixels[i]),
+                image=images[i],
                 image_mask=mask[i],
                 sentences=self.sentences(key),
                 study=int(self.study[key[1]]),
@@ -159,6 +173,74 @@ class PairDataset(Dataset[Pair]):
             )
             for i, key in enumerate(keys)
         ]
+
+    def draft(self, keys: Sequence[Key], *, encode: Encode) -> Draft:
+        """Return all of a batch that is better done in a worker; :meth:`finish` does the rest.
+
+        Args:
+            keys: epoch and row of each sample.
+            encode: sentences to tokens.
+        """
+        pixels, mask = self._pixels(keys)
+        tokens, token_mask = encode([self.sentences(key) for key in keys])
+        rows = [row for _, row in keys]
+        return Draft(
+            pixels,
+            np.packbits(mask, axis=-1),
+            tokens,
+            token_mask,
+            self.study[rows],
+            self.report[rows],
+            self.labels[rows],
+        )
+
+    def finish(self, draft: Draft) -> Batch:
+        """Return the batch of a draft."""
+        images = draft.pixels
+        if images.dtype == np.uint8:
+            images = self._normalised(images)
+        mask = np.unpackbits(draft.image_mask, axis=-1, count=images.shape[-1])
+        return Batch(
+            images=torch.from_numpy(images),
+            image_mask=torch.from_numpy(mask.view(bool)),
+            tokens=torch.from_numpy(draft.tokens),
+            token_mask=torch.from_numpy(draft.token_mask),
+            study=torch.from_numpy(draft.study),
+            report=torch.from_numpy(draft.report),
+            labels=torch.from_numpy(draft.labels),
+        )
+
+    def batch(self, keys: Sequence[Key], *, encode: Encode) -> Batch:
+        """Return the batch of ``keys``, augmented together; ``encode`` turns their sentences into tokens."""
+        return self.finish(self.draft(keys, encode=encode))
+
+    def _pixels(
+        self, keys: Sequence[Key]
+    ) -> tuple[
+        UInt8[np.ndarray, "batch rows columns"] | Float[np.ndarray, "batch channels rows columns"],
+        Bool[np.ndarray, "batch rows columns"],
+    ]:
+        """Return pictures of 8 bits, or augmented and normalised ones, and their masks."""
+        canvas, mask = self._pictures([row for _, row in keys])
+        if self.augment is None:
+            return canvas, mask
+        streams = [self._stream("pixels", key) for key in keys]
+        moved, mask = self.augment(canvas, mask, streams=streams)
+        return np.stack([self.input.normalise(film) for film in moved]), mask
+
+    @functools.cached_property
+    def _grey(self) -> Float[np.ndarray, "channels 256"]:
+        """What each of the 256 grey values becomes: looking it up is a third of the work of normalising."""
+        return self.input.normalise(np.arange(256, dtype=np.uint8)[None])[:, 0]
+
+    def _normalised(
+        self, canvas: UInt8[np.ndarray, "batch rows columns"]
+    ) -> Float[np.ndarray, "batch channels rows columns"]:
+        images = np.empty((len(canvas), self.input.channels, *canvas.shape[1:]), np.float32)
+        for film, image in zip(canvas, images, strict=True):
+            for values, channel in zip(self._grey, image, strict=True):
+                np.take(values, film, out=channel, mode="clip")  # "raise" would buffer the output
+        return images
 
     def sentences(self, key: Key) -> tuple[str, ...]:
         """Return the sentences of one row that this epoch reads, in its order."""
@@ -191,29 +273,16 @@ class PairDataset(Dataset[Pair]):
     def _read(
         self, rows: Sequence[int]
     ) -> tuple[UInt8[np.ndarray, "batch rows columns"], Bool[np.ndarray, "batch rows columns"]]:
-        canvas = np.empty((len(rows), *self.input.size_px), np.uint8)
-        mask = np.empty((len(rows), *self.input.size_px), bool)
+        canvas = np.zeros((len(rows), *self.input.size_px), np.uint8)
+        mask = np.zeros((len(rows), *self.input.size_px), bool)
         for i, row in enumerate(rows):
-            canvas[i], mask[i] = self.input.letterbox(self.store.pixels(self.records[row]))
+            stored = self.store.pixels(self.records[row])
+            self.input.letterbox_into(stored, canvas=canvas[i], mask=mask[i])
         return canvas, mask
 
 
 def _figures_aside(sentence: str) -> str:
     return re.sub(r"\d+([.,]\d+)?", "#", sentence.casefold())
-
-
-def collate(pairs: Sequence[Pair], *, encode: Encode) -> Batch:
-    """Return the batch of ``pairs``; ``encode`` turns their sentences into tokens."""
-    tokens, token_mask = encode([pair.sentences for pair in pairs])
-    return Batch(
-        images=torch.from_numpy(np.stack([pair.image for pair in pairs])),
-        image_mask=torch.from_numpy(np.stack([pair.image_mask for pair in pairs])),
-        tokens=torch.from_numpy(tokens),
-        token_mask=torch.from_numpy(token_mask),
-        study=torch.tensor([pair.study for pair in pairs]),
-        report=torch.tensor([pair.report for pair in pairs]),
-        labels=torch.from_numpy(np.stack([pair.labels for pair in pairs])),
-    )
 
 
 def label_names(store: Store) -> tuple[str, ...]:

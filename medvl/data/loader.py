@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from medvl.data.augment import draw
-from medvl.data.dataset import Encode, Key, Pair, PairDataset, collate
+from medvl.data.dataset import Draft, Encode, Key, PairDataset
 from medvl.errors import ConfigError
 from medvl.features import Batch
 
@@ -102,19 +101,28 @@ class BatchStream:
         """Iterate over the batches."""
         steps = range(self.start, self.stop)
         if not self.workers:
-            return (collate(self.dataset.pairs(self.keys(step)), encode=self.encode) for step in steps)
-        return iter(
-            DataLoader(
-                self.dataset,
-                batch_sampler=_Keys(self, steps),  # type: ignore[arg-type]
-                collate_fn=functools.partial(collate, encode=self.encode),
-                num_workers=self.workers,
-            )
+            return (self.dataset.batch(self.keys(step), encode=self.encode) for step in steps)
+        loader: DataLoader[Draft] = DataLoader(
+            _Drafts(self.dataset, self.encode),
+            sampler=_Keys(self, steps),  # type: ignore[arg-type]
+            batch_size=None,
+            num_workers=self.workers,
         )
+        return (self.dataset.finish(draft) for draft in loader)
+
+
+class _Drafts(Dataset[Draft]):
+    """Drafts by the keys of a step: what a worker computes."""
+
+    def __init__(self, dataset: PairDataset, encode: Encode) -> None:
+        self._dataset, self._encode = dataset, encode
+
+    def __getitem__(self, keys: Sequence[Key]) -> Draft:
+        return self._dataset.draft(keys, encode=self._encode)
 
 
 class _Keys:
-    """The keys of each step, as a batch sampler."""
+    """The keys of each step, as a sampler."""
 
     def __init__(self, stream: BatchStream, steps: range) -> None:
         self._stream, self._steps = stream, steps
@@ -127,5 +135,4 @@ def in_order(dataset: PairDataset, *, encode: Encode, size: int) -> Iterator[Bat
     """Yield every pair once, in the order of the records, in batches of up to ``size``."""
     for first in range(0, len(dataset), size):
         keys: list[Key] = [(0, row) for row in range(first, min(first + size, len(dataset)))]
-        pairs: list[Pair] = dataset.pairs(keys)
-        yield collate(pairs, encode=encode)
+        yield dataset.batch(keys, encode=encode)

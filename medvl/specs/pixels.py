@@ -129,14 +129,24 @@ class InputSpec(Spec):
         self, stored: UInt8[np.ndarray, "height width"]
     ) -> tuple[UInt8[np.ndarray, "rows columns"], Bool[np.ndarray, "rows columns"]]:
         """Return the resized picture on a black canvas, and the mask of its own pixels."""
-        scale, top, left = self.placement(stored.shape)
-        rows, columns = self._fitted(stored.shape[0], stored.shape[1], scale)
         canvas = np.zeros(self.size_px, np.uint8)
         mask = np.zeros(self.size_px, bool)
+        self.letterbox_into(stored, canvas=canvas, mask=mask)
+        return canvas, mask
+
+    def letterbox_into(
+        self,
+        stored: UInt8[np.ndarray, "height width"],
+        *,
+        canvas: UInt8[np.ndarray, "rows columns"],
+        mask: Bool[np.ndarray, "rows columns"],
+    ) -> None:
+        """Write what :meth:`letterbox` returns into a black canvas and an empty mask, without a copy."""
+        scale, top, left = self.placement(stored.shape)
+        rows, columns = self._fitted(stored.shape[0], stored.shape[1], scale)
         picture = Pillow.fromarray(stored).resize((columns, rows), Pillow.Resampling.BILINEAR)
         canvas[top : top + rows, left : left + columns] = np.asarray(picture)
         mask[top : top + rows, left : left + columns] = True
-        return canvas, mask
 
     def normalise(
         self, canvas: Shaped[np.ndarray, "rows columns"]
