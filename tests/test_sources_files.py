@@ -199,6 +199,16 @@ def test_a_workbook_that_unfolds_too_far_or_is_empty_is_refused(tmp_path):
         read_table(tmp_path / "empty.xlsx")
 
 
+def test_a_cell_in_the_far_corner_of_a_workbook_costs_no_memory(tmp_path):
+    book = pytest.importorskip("openpyxl").Workbook()
+    book.active.append(["accession", "report"])
+    book.active.append(["1", "Clear lungs."])
+    book.active["XFD50000"] = "far"
+    book.save(tmp_path / "t.xlsx")
+    frame = read_table(tmp_path / "t.xlsx")  # 16,384 columns and 50,000 rows, had it been believed
+    assert frame.to_dict("list") == {"accession": ["1"], "report": ["Clear lungs."]}
+
+
 def test_a_workbook_without_its_package_names_the_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "openpyxl", None)
     with zipfile.ZipFile(tmp_path / "t.xlsx", "w") as archive:

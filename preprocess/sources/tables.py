@@ -32,6 +32,7 @@ TOO_LONG = "lines with a cell that is too long"
 """Key of ``DataFrame.attrs``: the lines that were left out because a cell is longer than any report."""
 
 _MAX_WORKBOOK_BYTES = 2**30
+_MAX_COLUMNS = 256
 _NUMBER = re.compile(r"[+-]?\d+(?:[.,]\d+)?(?:[eE][+-]?\d+)?%?")
 
 
@@ -113,30 +114,20 @@ def _read_workbook(path: Path) -> pd.DataFrame:
         import openpyxl
     except ImportError as error:
         raise MissingDependency("openpyxl", extra="excel") from error
+    rows: list[tuple[int, list[str]]] = []
     try:
         book = openpyxl.load_workbook(path, read_only=True, data_only=True, keep_links=False)
-        sheets = [
-            [[_cell(value) for value in row] for row in sheet.iter_rows(values_only=True)]
-            for sheet in book.worksheets
-        ]
+        for sheet in book.worksheets:
+            # one cell at the far corner makes a million rows of 16,384 empty cells
+            listed = enumerate(sheet.iter_rows(values_only=True, max_col=_MAX_COLUMNS), 1)
+            filled = ((line, [_cell(value) for value in row]) for line, row in listed if any(row))
+            rows = [(line, cells) for line, cells in filled if any(cells)]
+            if len(rows) > 1:
+                break
         book.close()
-    except BadTable:
-        raise
-    except (
-        OSError,
-        ValueError,
-        TypeError,
-        KeyError,
-        AttributeError,
-        IndexError,
-        zipfile.BadZipFile,
-    ) as error:
+    except Exception as error:  # a workbook that is none makes openpyxl raise nearly anything
         raise refused from error
-    except SyntaxError as error:  # what ElementTree raises for broken XML
-        raise refused from error
-    numbered = [[(line, row) for line, row in enumerate(sheet, 1) if any(row)] for sheet in sheets]
-    rows = next((sheet for sheet in numbered if len(sheet) > 1), [])
-    if not rows:
+    if len(rows) < 2:
         raise BadTable(
             f"the table {file_token(path)} has no rows.", hint="It needs a header and one row or more."
         )
