@@ -14,7 +14,7 @@ from medvl.preprocess.deid.names import COMMON, name_parts
 from medvl.preprocess.deid.tables import identifying_columns
 from medvl.preprocess.deid.values import REMOVED, move_date
 from medvl.preprocess.pseudonyms import Pseudonyms
-from medvl.preprocess.sources.discovery import discover
+from medvl.preprocess.sources.discovery import TABLE_SUFFIXES, discover
 
 __all__ = ["Carriers", "Place", "collect_carriers"]
 
@@ -214,7 +214,7 @@ def gather(
         path = PurePosixPath(name)
         for part in (*path.parts[:-1], path.stem):
             carriers.add("file name", part)
-        if path.suffix.lower() in (".csv", ".tsv", ".parquet", ".pq"):
+        if name.lower().endswith(TABLE_SUFFIXES):
             try:
                 for kind, cells in columns_of(source / name):
                     for cell in cells:

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pydicom.dataset import FileDataset
+from pydicom.dataset import Dataset, FileDataset
 from pydicom.filewriter import dcmwrite
 from pydicom.uid import UID
 
@@ -115,7 +115,7 @@ def _cleaned(task: FileTask) -> tuple[bytes, Actions, Pixels]:
         dataset = part10.dataset
         if part10.pixel_keyword is None and "Image Storage" in UID(text(dataset, "SOPClassUID")).name:
             raise missing("PixelData")  # the file was cut inside its header
-        carrier = FileDataset(None, {}, preamble=bytes(128))
+        carrier = Dataset()
         pixels = take_pixels(task.path, part10, carrier, policy=task.pixels)
         actions = clean_dataset(
             dataset,
@@ -129,7 +129,7 @@ def _cleaned(task: FileTask) -> tuple[bytes, Actions, Pixels]:
         for element in carrier:  # pixels, and their description where they were decoded
             dataset[element.tag] = element
         written = FileDataset(
-            None,
+            io.BytesIO(),
             dataset,
             preamble=bytes(128),
             file_meta=file_meta(dataset, transfer_syntax=pixels.transfer_syntax),

@@ -36,6 +36,8 @@ __all__ = ["DeidSummary", "deidentify"]
 Progress = Callable[[int, int, str], None]
 
 _OURS = {"dicom", "tables", "text", "private", "audit.json", "audit.html"}
+_PLAIN_NAMES = frozenset({"boxes", "images", "labels", "metadata", "report", "reports", "studies"})
+"""Names of tables that name nobody; they stay, since what comes next looks for them."""
 _LEFT_OUT = {
     "other": "not an image, a table or a text",
     "outside": "a link that leads out of the source",
@@ -338,7 +340,9 @@ def _tables(
         except InputError as error:
             summary.refuse(error.rule, file.path)
             continue
-        clean[f"{ids.record(file.relative)}{file.path.suffix.lower()}"] = table.data
+        suffix, stem = table.suffix, file.path.stem.lower()
+        plain = stem in _PLAIN_NAMES and f"{stem}{suffix}" not in clean
+        clean[f"{stem if plain else ids.record(file.relative)}{suffix}"] = table.data
         summary.tables += 1
         summary.table_rows += table.rows
         summary.rows_left_out += table.rows_left_out

@@ -18,7 +18,7 @@ from medvl.preprocess.deid.text import deidentify_text
 from medvl.preprocess.deid.values import cap_age
 from medvl.preprocess.pseudonyms import Pseudonyms
 from medvl.preprocess.sources.columns import Columns, guess_columns, plain
-from medvl.preprocess.sources.tables import read_table
+from medvl.preprocess.sources.tables import TOO_LONG, read_table
 
 __all__ = ["CleanTable", "CleanText", "clean_table", "clean_text_file", "identifying_columns"]
 
@@ -44,6 +44,7 @@ class CleanTable:
 
     Attributes:
         data: the file's bytes.
+        suffix: of the file: a workbook becomes CSV.
         rows: how many it holds.
         rows_left_out: rows whose patient nobody can tell.
         columns: what was done, action to number of columns; columns are not named.
@@ -51,6 +52,7 @@ class CleanTable:
     """
 
     data: bytes
+    suffix: str
     rows: int
     rows_left_out: int
     columns: dict[str, int] = field(default_factory=dict)
@@ -112,9 +114,9 @@ def clean_table(path: Path, *, ids: Pseudonyms, people: People) -> CleanTable:
     every = [name for names in people.names.values() for name in names]
     clean.columns = [deidentify_text(name, names=every)[0] for name in kept]
     return CleanTable(
-        _bytes(clean, path.suffix.lower()),
+        *_file(clean, path.suffix.lower()),
         len(clean),
-        len(frame) - len(clean),
+        len(frame) - len(clean) + len(frame.attrs.get(TOO_LONG, ())),
         dict(Counter(plan.values())),
         cleaner.words,
     )
@@ -268,9 +270,11 @@ def _moved(cell: str, days: int) -> str:
     return cell[: span.start] + span.shown + cell[span.end :]
 
 
-def _bytes(frame: pd.DataFrame, suffix: str) -> bytes:
+def _file(frame: pd.DataFrame, suffix: str) -> tuple[bytes, str]:
+    """Return the bytes of a table and the suffix that fits them."""
     if suffix in (".parquet", ".pq"):
         stream = io.BytesIO()
         frame.to_parquet(stream, index=False)
-        return stream.getvalue()
-    return frame.to_csv(index=False, sep="\t" if suffix == ".tsv" else ",", lineterminator="\n").encode()
+        return stream.getvalue(), ".parquet"
+    separator, suffix = ("\t", ".tsv") if suffix == ".tsv" else (",", ".csv")
+    return frame.to_csv(index=False, sep=separator, lineterminator="\n").encode(), suffix
