@@ -107,7 +107,7 @@ def load_generator(
         )
     tokeniser = _tokeniser(directory / "tokenizer.json")
     try:
-        model, report = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             directory,
             config=AutoConfig.for_model(**config),
             local_files_only=True,
@@ -120,6 +120,7 @@ def load_generator(
             "the generator's weights cannot be read; allowed is a whole model.safetensors.",
             hint="Convert .bin or .pt weights to safetensors with transformers first.",
         ) from error
+    model, report = loaded
     wrong = sorted(str(key) for kind in report.values() for key in kind)
     if wrong:
         raise ConfigError(

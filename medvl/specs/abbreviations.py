@@ -8,8 +8,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
 __all__ = ["Abbreviations", "contract", "expansions", "load_abbreviations"]
 
 
@@ -42,6 +40,8 @@ def load_abbreviations(language: str) -> Abbreviations:
         >>> load_abbreviations("en").ambiguous["LAD"][0]
         'left anterior descending artery'
     """
+    import yaml  # here, so that whoever never asks for a table does not wait for it
+
     path = Path(__file__).parent / f"abbreviations_{language}.yaml"
     text = path.read_text("utf-8") if language.isalpha() and path.is_file() else "{}"
     data = yaml.load(text, Loader=yaml.BaseLoader)  # strings alone

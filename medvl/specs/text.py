@@ -161,8 +161,9 @@ def _opened(text: str, start: int, end: int, changes: list[Change]) -> list[Chan
         edge, reason = change.end, change.reason
     while edge < end and text[edge].isspace():
         edge += 1
-    next_edit = next((c.start for c in changes if c.start >= edge), end)
-    if reason in ("placeholder clause", "prior phrase") and edge < next_edit and _first_letter(text[start:end]).isupper():
+    free = edge < next((c.start for c in changes if c.start >= edge), end)
+    had = _first_letter(text[start:end]).isupper()
+    if had and free and reason in ("placeholder clause", "prior phrase"):
         capital = text[edge].upper()
         if capital != text[edge] and len(capital) == 1:
             changes.append(Change(edge, edge + 1, reason, capital))

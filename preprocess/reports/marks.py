@@ -199,11 +199,10 @@ def _describes(text: str, start: int, end: int, rules: Rules) -> bool:
         return word in priors.nouns or rules.stems.search(word) is not None
 
     if priors.order == "after":
-        before = _words(text[:start])[-4:]
-        near = [word for word in before if noun(word)]
-        last = before[-1] if before else ""
+        near = _words(text[:start])[-4:]
+        last = near[-1] if near else ""
         closed = _BOUNDARY.match(text, end) is not None
-        return bool(near) and last not in priors.breaks and text[start - 1] == " " and closed
+        return any(map(noun, near)) and last not in priors.breaks and text[start - 1] == " " and closed
     before = text[:start].rstrip()
     if before and (_word_before(text, start) not in priors.after or not before[-1].isalpha()):
         return False
