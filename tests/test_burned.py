@@ -14,6 +14,7 @@ import pytest
 import skimage
 from PIL import Image as Pillow
 from PIL import ImageDraw, ImageFont
+from pydicom import dcmread
 from pydicom.data import get_testdata_file
 
 import medvl
@@ -88,7 +89,6 @@ def film(tmp_path_factory) -> np.ndarray:
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        # All three files say nothing of burned-in annotation in their headers.
         ("examples_rgb_color.dcm", {"BAPTIST MED CTR"}),
         ("examples_jpeg2k.dcm", {"BAPTIST MED CTR"}),
         ("examples_palette.dcm", {"5/25/2011", "2:56:22 PM"}),
@@ -97,6 +97,8 @@ def film(tmp_path_factory) -> np.ndarray:
 def test_words_of_real_files_are_found(ocr, name, words):
     found = {text for region, text in burned.read_text(shown(name)) if region.kind == "text"}
     assert words <= found
+    header = dcmread(get_testdata_file(name, download=False), stop_before_pixels=True)
+    assert "BurnedInAnnotation" not in header  # so the header's word is never trusted
 
 
 @pytest.mark.traps
