@@ -54,7 +54,7 @@ _TITLE_BEFORE = re.compile(
 _INITIAL_BEFORE = re.compile(r"(?<!\w)([A-Za-z])\.?[ ](?:[A-Z]\.?[ ])?$")
 _INITIAL_AFTER = re.compile(r",?[ ]([A-Z])\b(?:\.(?=\W))?(?:[ ][A-Z]\b(?:\.(?=\W))?)?")
 _GAP = re.compile(r"(?:,? |,|-|_|\^|, ?)(?:[A-Za-z]\.?[ ,^_]){0,2}")
-_WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")
+_WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
 
 
 def name_parts(name: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
