@@ -223,8 +223,7 @@ def test_rows_whose_patient_nobody_knows_are_left_out(tmp_path):
     table.write_text(
         "patient_id,report\nP1,The lungs of Anna are clear and nothing else.\n,Whose are these lungs?\n"
     )
-    people = People()
-    clean = clean_table(table, ids=IDS, people=people)
+    clean = clean_table(table, ids=IDS, people=People())
     assert (clean.rows, clean.rows_left_out) == (1, 1)
 
 
@@ -296,9 +295,6 @@ def test_a_key_joins_two_runs(done, tmp_path):
     assert dcmread(later).PatientID == patient and dcmread(later).StudyInstanceUID in before
 
 
-# The audit.
-
-
 def planted_everywhere(folder, word):
     """Write a word into every kind of place that an audit searches."""
     dataset = planted()
@@ -348,13 +344,12 @@ def test_an_audit_finds_each_kind_in_each_place(word, kind, source, tmp_path):
 
 
 def test_an_audit_finds_a_date_that_did_not_move(done, source, tmp_path):
-    ids = IDS
-    carriers = collect_carriers(source, ids=ids)
+    carriers = collect_carriers(source, ids=IDS)
     dataset = planted()
     for element in list(dataset):
         if element.tag.group in (0x0010, 0x0011, 0x0008) and element.keyword != "SOPClassUID":
             del dataset[element.tag]
-    dataset.PatientID, dataset.SOPInstanceUID = ids.patient("MRNQ4711987"), "1.2"
+    dataset.PatientID, dataset.SOPInstanceUID = IDS.patient("MRNQ4711987"), "1.2"
     dataset.StudyDate = "20150312"
     dataset.save_as(tmp_path / "a.dcm")
     report = audit(carriers, tmp_path)

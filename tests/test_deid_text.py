@@ -27,6 +27,7 @@ REPLACED = [
     ("DOE_JOHN came.", JOHN, "[name] came."),
     ("Mr. Doe's films.", JOHN, "Mr. [name]'s films."),
     ("Garcia-Lopez, Maria; Ms. Garcia Lopez; Lopez.", ("Garcia-Lopez^Maria",), "[name]; Ms. [name]; [name]."),
+    ("Namex024q came.", ("NAMEX024Q^FIRST007Z",), "[name] came."),
     ("O'Brien has a nodule.", ("O'Brien^Pat",), "[name] has a nodule."),
     ("Müller, Jürgen kam.", ("MÜLLER^JÜRGEN",), "[name] kam."),
     ("Seen: Smith.", ("John Smith",), "Seen: [name]."),
