@@ -118,7 +118,7 @@ def all_changes(report: Report, spec: ReportSpec) -> tuple[Change, ...]:
     """List the changes of both views; one that both make is listed once, with view ``both``.
 
     Examples:
-        >>> report = parse_report("FINDINGS: Stable left effusion. CT is recommended.")
+        >>> report = parse_report("FINDINGS: A stable left effusion. CT is recommended.")
         >>> [(change.reason, change.view) for change in all_changes(report, ReportSpec())]
         [('heading', 'both'), ('prior phrase', 'generation'), ('recommendation', 'generation')]
     """
