@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medvl.errors import BadReport, ConfigError
+from medvl.errors import BadReport
 from medvl.preprocess.reports import MAX_CHARACTERS, changes, hygiene_notes, mask_identity, parse_report
 from medvl.records import Report
 from medvl.specs import ReportSpec, fold
@@ -317,11 +317,6 @@ def test_time_stays_linear_on_long_runs():
         start = time.process_time()
         assert parse_report(text).text == text
         assert time.process_time() - start < 3  # a quadratic pattern takes minutes
-
-
-def test_an_unknown_parser_is_refused():
-    with pytest.raises(ConfigError, match=r"unknown report parser 'en-2'.*'en-1'"):
-        parse_report("Clear.", parser="en-2")
 
 
 WORDS = st.sampled_from(

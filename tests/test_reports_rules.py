@@ -11,7 +11,15 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from medvl.errors import ConfigError
+from medvl.preprocess.reports import parse_report
 from medvl.preprocess.reports.rules import PARSERS, load_rules, parser_data
+
+
+def test_an_unknown_parser_is_refused():
+    with pytest.raises(ConfigError, match=r"unknown report parser 'en-2'.*'en-1'"):
+        parse_report("Clear.", parser="en-2")
+
 
 RULES = {"de-1": "2109953ffd652c00", "en-1": "9d53ff6233a80878", "es-1": "8f16798c3d4f223e"}
 
