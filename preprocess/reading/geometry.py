@@ -146,10 +146,11 @@ def judge(
     cosine = min(1.0, float(span @ normal / np.linalg.norm(span)))
     numbers["tilt_degrees"] = round(float(np.degrees(np.arccos(cosine))), 4)
     numbers["drift_px"] = round(_drift(positions, depths, orientation, pixel_spacing_mm), 4)
+    even, hole = _regular(depths, intervals), bool(intervals.max() > GAP * median)
     found = {
         "duplicate_position": duplicates > 0,
-        "gap": intervals.max() > GAP * median,
-        "spacing": not _regular(depths, intervals) and intervals.max() <= GAP * median,
+        "gap": hole and not even,
+        "spacing": not hole and not even,
         "tilt": 1 - cosine > TILT_TOLERANCE,
         "drift": numbers["drift_px"] > DRIFT_PX,
     }

@@ -136,7 +136,7 @@ class _Header:
     offset: int
     slope: float
     inter: float
-    pixdim: tuple[float, float, float]
+    pixdim: tuple[float, ...]
     bytes_read: int
     nifti: nibabel.Nifti1Header
 

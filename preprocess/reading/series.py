@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float, Shaped
@@ -264,7 +264,7 @@ def read_series(
             fill=fill,
             limits=limits,
         )
-        step = plane_normal(orientation) * spacing_mm
+        step = _normal(orientation) * spacing_mm
         geometry = Geometry("resampled", geometry.numbers)
         notes.append(f"interpolated linearly onto a regular grid: {', '.join(REASONS[r] for r in reasons)}")
     affine = np.eye(4)
@@ -305,19 +305,24 @@ def _step(
     if len(positions) > 1:
         return (positions[-1] - positions[0]) / (len(positions) - 1), []
     thickness = series.slices[0].thickness_mm
-    normal = plane_normal(orientation)
+    normal = _normal(orientation)
     if thickness:
         return normal * thickness, [f"one slice: its thickness, {thickness:g} mm, stands for the spacing"]
     return normal, ["one slice: the spacing between slices is unknown, 1 mm stands for it"]
 
 
+def _normal(orientation: tuple[float, ...]) -> Float[np.ndarray, "3"]:
+    normal = np.cross(orientation[:3], orientation[3:])
+    return normal / np.linalg.norm(normal)
+
+
 def _volume(
     series: Series, *, limits: Limits, lenient: bool
-) -> tuple[Shaped[np.ndarray, "slices rows columns"], dict[str, object], list[str]]:
+) -> tuple[Shaped[np.ndarray, "slices rows columns"], dict[str, Any], list[str]]:
     """Decode every slice into its place, file by file; the type is the smallest that holds them all."""
     first = series.slices[0]
     volume = np.empty((len(series.slices), first.rows, first.columns), np.int16)
-    about: dict[str, object] = {}
+    about: dict[str, Any] = {}
     notes: list[str] = []
     by_file: dict[Path, list[int]] = defaultdict(list)
     for index, piece in enumerate(series.slices):
@@ -342,7 +347,7 @@ def _volume(
 
 def _plane(
     part10: Part10, frame: int, *, limits: Limits, lenient: bool
-) -> tuple[Shaped[np.ndarray, "rows columns"], dict[str, object]]:
+) -> tuple[Shaped[np.ndarray, "rows columns"], dict[str, Any]]:
     layout = layout_of(part10, limits=limits, lenient=lenient)
     pixels, photometric = decode(part10, layout, frame=frame)
     sources, little = sources_of(part10.dataset, frame), part10.little_endian
