@@ -160,7 +160,7 @@ def judge(
 
 def _regular(depths: Float[np.ndarray, " slices"], intervals: Float[np.ndarray, " intervals"]) -> bool:
     even = np.abs(intervals - intervals.mean()).max() <= SPACING_TOLERANCE * intervals.mean()
-    on_grid = np.abs(depths - np.linspace(depths[0], depths[-1], len(depths))).max() <= ROUNDING_MM
+    on_grid = np.abs(depths - np.linspace(depths[0], depths[-1], len(depths))).max() <= ROUNDING_MM + 1e-6
     return bool(even or on_grid)
 
 
