@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from medvl.errors import file_token
+from medvl.errors import BurnedInText
 from medvl.notice import NOTICE
 from medvl.preprocess.checks import Check, check_records
 from medvl.preprocess.chunks import Failure, Part
@@ -20,6 +20,7 @@ from medvl.preprocess.plan import Job, Task
 from medvl.preprocess.pseudonyms import write_sources, write_unpaired
 from medvl.preprocess.quality import render_quality
 from medvl.preprocess.sources.pairing import Pairing, Unpaired
+from medvl.preprocess.sources.reasons import HINTS
 from medvl.records import Record
 from medvl.splits import SPLITS
 from medvl.store import FORMAT, index_bytes, write_atomic
@@ -27,8 +28,17 @@ from medvl.store import FORMAT, index_bytes, write_atomic
 __all__ = ["PrepareSummary", "Prepared", "assemble"]
 
 
+DROPPED = BurnedInText.__name__
+"""The rule under which films with text are left out because the call asks for it."""
 REFUSED = frozenset(
-    {"conflicting_reports", "ambiguous_file_name", "same_uid_different_pixels", "one_study_of_two_patients"}
+    {
+        "ambiguous_file_name",
+        "ambiguous_patient_date",
+        "conflicting_reports",
+        "one_study_of_two_patients",
+        "path_contradicts_table",
+        "same_uid_different_pixels",
+    }
 )
 """Reasons to leave an image out that somebody must look at."""
 
@@ -48,6 +58,7 @@ class PrepareSummary:
         notes: what the pairing wants to be known.
         splits: split to number of records.
         checks: leaks, duplicates, conflicts.
+        redactions: kind of name, identifier or date to how many left the reports.
         resumed: images that an earlier, interrupted run had done already.
     """
 
@@ -63,12 +74,14 @@ class PrepareSummary:
     notes: tuple[str, ...]
     splits: dict[str, int]
     checks: tuple[Check, ...]
+    redactions: dict[str, int]
     resumed: int = 0
 
     @property
     def complete(self) -> bool:
         """Whether every image that should have become a record did: none failed, none was refused."""
-        return bool(self.records) and not self.failed and not REFUSED.intersection(self.unpaired)
+        wrong = set(self.failures) - {DROPPED}
+        return bool(self.records) and not wrong and not REFUSED.intersection(self.unpaired)
 
     def to_json(self) -> dict[str, Any]:
         """Return the summary as JSON values."""
@@ -83,7 +96,13 @@ class PrepareSummary:
         ]
         if self.resumed:
             lines.append(f"{self.resumed} of {self.files} images were done already")
-        lines += [f"without a pair: {count} × {reason}" for reason, count in sorted(self.unpaired.items())]
+        lines += [
+            f"without a pair: {count} × {reason}: {HINTS.get(reason, 'see private/unpaired.csv.')}"
+            for reason, count in sorted(self.unpaired.items())
+        ]
+        if self.redactions:
+            counts = ", ".join(f"{count} × {kind}" for kind, count in self.redactions.items())
+            lines.append(f"taken out of the reports: {counts}")
         lines += [f"note: {note}" for note in self.notes]
         empty = [name for name in SPLITS if not self.splits.get(name)]
         if empty:
@@ -163,6 +182,7 @@ class Prepared:
             notes=self.notes,
             splits={name: sum(record.split == name for record in self.records) for name in SPLITS},
             checks=tuple(check_records(self.records)),
+            redactions=dict(sorted(sum((Counter(r.redactions) for r in self.records), Counter()).items())),
             resumed=resumed,
         )
 
@@ -219,13 +239,14 @@ def _counts(summary: PrepareSummary) -> dict[str, Any]:
     return {name: getattr(summary, name) for name in names}
 
 
-def _unpaired_rows(entries: Sequence[Unpaired], source: Path) -> list[tuple[str, str, str, str]]:
-    wanted = {entry.token for entry in entries if entry.token}
-    paths: dict[str, list[str]] = {}
-    for path in sorted(source.rglob("*")) if wanted else ():
-        if (token := file_token(path)) in wanted:
-            paths.setdefault(token, []).append(path.relative_to(source).as_posix())
+def _unpaired_rows(entries: Sequence[Unpaired], source: Path) -> list[tuple[str, str, str, str, str]]:
+    def path(entry: Unpaired) -> str:
+        if entry.path is None:
+            return ""
+        inside = entry.path.is_relative_to(source)
+        return entry.path.relative_to(source).as_posix() if inside else entry.path.name
+
     return sorted(
-        (entry.reason, entry.token, " | ".join(paths.get(entry.token, ())), str(entry.line or ""))
+        (entry.reason, entry.token, path(entry), str(entry.line or ""), HINTS.get(entry.reason, ""))
         for entry in entries
     )

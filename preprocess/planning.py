@@ -13,6 +13,7 @@ from medvl.errors import UsageError, file_token
 from medvl.preprocess.plan import Chunk, Job
 from medvl.preprocess.pseudonyms import Pseudonyms
 from medvl.preprocess.sources.archives import unpack
+from medvl.preprocess.sources.dicomdir import folder_of
 from medvl.preprocess.sources.layouts import find
 from medvl.preprocess.sources.pairing import Pairing, pair
 from medvl.splits import split_of
@@ -56,14 +57,13 @@ def open_source(source: Path, *, into: Path) -> Path:
         UsageError: neither a folder nor a file.
         BadArchive: an archive that is damaged or hostile, or a file that is none.
     """
+    source = folder_of(source)
     if source.is_dir():
         return source
     if not source.is_file():
         raise UsageError(
             "the source is neither a folder nor a file.", hint="Give the folder or archive of the images."
         )
-    if source.name.upper() == "DICOMDIR":
-        return source.parent
     into.parent.mkdir(parents=True, exist_ok=True)
     unpack(source, into)
     return _only_folder(into)

@@ -121,14 +121,14 @@ def write_sources(private: Path, rows: Iterable[tuple[str, str, str]]) -> None:
     _write_table(private / "sources.csv", ("item", "token", "path"), rows)
 
 
-def write_unpaired(private: Path, rows: Iterable[tuple[str, str, str, str]]) -> None:
+def write_unpaired(private: Path, rows: Iterable[tuple[str, str, str, str, str]]) -> None:
     """Write the table of all that was left without a partner.
 
     Args:
         private: the private folder of the store.
-        rows: reason, file token, path below the source folder, line of the report table.
+        rows: reason, file token, path below the source folder, line of the report table, what to do.
     """
-    _write_table(private / "unpaired.csv", ("reason", "token", "path", "line"), rows)
+    _write_table(private / "unpaired.csv", ("reason", "token", "path", "line", "hint"), rows)
 
 
 def write_pairing(path: Path, rows: Iterable[Sequence[str]]) -> None:

@@ -87,6 +87,10 @@ class Pairing:
             "notes": list(self.notes),
         }
 
+    def to_json(self) -> dict[str, Any]:
+        """Return :meth:`summary`, as the command prints it."""
+        return self.summary()
+
     def lines(self) -> list[str]:
         """Return the summary for people."""
         counts = self.summary()
