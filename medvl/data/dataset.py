@@ -13,7 +13,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, Shaped, UInt8
 from torch.utils.data import Dataset
 
 from medvl.data.augment import Augment, draw
@@ -54,8 +54,6 @@ class Pair:
 class Draft:
     """A batch as far as a worker process makes it.
 
-    It holds arrays, not tensors: a pipe carries them as fast as shared memory is set up for tensors.
-
     Attributes:
         pixels: 8-bit pictures that are not normalised yet, a quarter of the bytes; or normalised ones, where
             augmentation left the 256 values.
@@ -63,7 +61,7 @@ class Draft:
         tokens, token_mask, study, report, labels: as in :class:`medvl.features.Batch`.
     """
 
-    pixels: UInt8[np.ndarray, "batch rows columns"] | Float[np.ndarray, "batch channels rows columns"]
+    pixels: UInt8[np.ndarray, "pictures rows columns"] | Float[np.ndarray, "pictures channels rows columns"]
     image_mask: UInt8[np.ndarray, "batch rows packed"]
     tokens: Int[np.ndarray, "batch tokens"]
     token_mask: Int[np.ndarray, "batch tokens"]
@@ -174,14 +172,23 @@ class PairDataset(Dataset[Pair]):
             for i, key in enumerate(keys)
         ]
 
-    def draft(self, keys: Sequence[Key], *, encode: Encode) -> Draft:
+    def draft_space(self, pictures: int) -> tuple[tuple[int, ...], type[np.uint8] | type[np.float32]]:
+        """Return shape and type of the pixels in a draft of so many pictures."""
+        if self.augment is None:
+            return (pictures, *self.input.size_px), np.uint8
+        return (pictures, self.input.channels, *self.input.size_px), np.float32
+
+    def draft(
+        self, keys: Sequence[Key], *, encode: Encode, out: Shaped[np.ndarray, "..."] | None = None
+    ) -> Draft:
         """Return all of a batch that is better done in a worker; :meth:`finish` does the rest.
 
         Args:
             keys: epoch and row of each sample.
             encode: sentences to tokens.
+            out: where the pixels are written, as :meth:`draft_space` says; new memory if None.
         """
-        pixels, mask = self._pixels(keys)
+        pixels, mask = self._pixels(keys, out)
         tokens, token_mask = encode([self.sentences(key) for key in keys])
         rows = [row for _, row in keys]
         return Draft(
@@ -215,18 +222,23 @@ class PairDataset(Dataset[Pair]):
         return self.finish(self.draft(keys, encode=encode))
 
     def _pixels(
-        self, keys: Sequence[Key]
+        self, keys: Sequence[Key], out: Shaped[np.ndarray, "..."] | None = None
     ) -> tuple[
         UInt8[np.ndarray, "batch rows columns"] | Float[np.ndarray, "batch channels rows columns"],
         Bool[np.ndarray, "batch rows columns"],
     ]:
         """Return pictures of 8 bits, or augmented and normalised ones, and their masks."""
-        canvas, mask = self._pictures([row for _, row in keys])
+        rows = [row for _, row in keys]
         if self.augment is None:
-            return canvas, mask
+            return self._pictures(rows, out)
+        canvas, mask = self._pictures(rows)
         streams = [self._stream("pixels", key) for key in keys]
         moved, mask = self.augment(canvas, mask, streams=streams)
-        return np.stack([self.input.normalise(film) for film in moved]), mask
+        shape, dtype = self.draft_space(len(keys))
+        images = np.empty(shape, dtype) if out is None else out
+        for film, image in zip(moved, images, strict=True):
+            image[...] = self.input.normalise(film)
+        return images, mask
 
     @functools.cached_property
     def _grey(self) -> Float[np.ndarray, "channels 256"]:
@@ -264,17 +276,18 @@ class PairDataset(Dataset[Pair]):
         return draw(self.seed, what, key[0], self.records[key[1]].record_id)
 
     def _pictures(
-        self, rows: Sequence[int]
+        self, rows: Sequence[int], out: UInt8[np.ndarray, "batch rows columns"] | None = None
     ) -> tuple[UInt8[np.ndarray, "batch rows columns"], Bool[np.ndarray, "batch rows columns"]]:
         if self._canvas is None or self._mask is None:
-            return self._read(rows)
-        return self._canvas[rows], self._mask[rows]
+            return self._read(rows, out)
+        return np.take(self._canvas, rows, axis=0, out=out), self._mask[rows]
 
     def _read(
-        self, rows: Sequence[int]
+        self, rows: Sequence[int], out: UInt8[np.ndarray, "batch rows columns"] | None = None
     ) -> tuple[UInt8[np.ndarray, "batch rows columns"], Bool[np.ndarray, "batch rows columns"]]:
-        canvas = np.zeros((len(rows), *self.input.size_px), np.uint8)
+        canvas = np.empty((len(rows), *self.input.size_px), np.uint8) if out is None else out
         mask = np.zeros((len(rows), *self.input.size_px), bool)
+        canvas.fill(0)
         for i, row in enumerate(rows):
             stored = self.store.pixels(self.records[row])
             self.input.letterbox_into(stored, canvas=canvas[i], mask=mask[i])

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
+import mmap
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+from jaxtyping import Shaped
 from torch.utils.data import DataLoader, Dataset
 
 from medvl.data.augment import draw
@@ -13,6 +17,9 @@ from medvl.errors import ConfigError
 from medvl.features import Batch
 
 __all__ = ["BatchOrder", "BatchStream", "in_order"]
+
+_PREFETCH = 2
+"""Batches that each worker prepares ahead."""
 
 
 class BatchOrder:
@@ -102,33 +109,56 @@ class BatchStream:
         steps = range(self.start, self.stop)
         if not self.workers:
             return (self.dataset.batch(self.keys(step), encode=self.encode) for step in steps)
+        return self._from_workers(steps)
+
+    def _from_workers(self, steps: range) -> Iterator[Batch]:
+        """Yield batches whose pixels the workers write into memory that all processes share.
+
+        The loader asks for ``prefetch · workers`` batches beyond the one in hand, so with one place more none
+        is written to before it was read. Pixels that go through pipes, or new shared memory for each batch,
+        would cost a tenth of the time of reading them.
+        """
+        places = _PREFETCH * self.workers + 2
+        share = self.order.size // self.world
+        shape, dtype = self.dataset.draft_space(share)
+        memory = mmap.mmap(-1, places * math.prod(shape) * np.dtype(dtype).itemsize)
+        shared = np.frombuffer(memory, dtype).reshape(places, *shape)
         loader: DataLoader[Draft] = DataLoader(
-            _Drafts(self.dataset, self.encode),
+            _Drafts(self.dataset, self.encode, shared),
             sampler=_Keys(self, steps),  # type: ignore[arg-type]
             batch_size=None,
             num_workers=self.workers,
+            prefetch_factor=_PREFETCH,
+            multiprocessing_context="fork",  # the only start that inherits the memory
         )
-        return (self.dataset.finish(draft) for draft in loader)
+        for number, draft in enumerate(loader):
+            pixels = shared[number % places]
+            if dtype is not np.uint8:  # those of 8 bits are copied when they are normalised
+                pixels = pixels.copy()
+            yield self.dataset.finish(dataclasses.replace(draft, pixels=pixels))
 
 
 class _Drafts(Dataset[Draft]):
-    """Drafts by the keys of a step: what a worker computes."""
+    """Drafts by the keys of a step: what a worker computes; the pixels stay in the shared memory."""
 
-    def __init__(self, dataset: PairDataset, encode: Encode) -> None:
-        self._dataset, self._encode = dataset, encode
+    def __init__(self, dataset: PairDataset, encode: Encode, shared: Shaped[np.ndarray, "..."]) -> None:
+        self._dataset, self._encode, self._shared = dataset, encode, shared
 
-    def __getitem__(self, keys: Sequence[Key]) -> Draft:
-        return self._dataset.draft(keys, encode=self._encode)
+    def __getitem__(self, asked: tuple[int, Sequence[Key]]) -> Draft:
+        number, keys = asked
+        place = self._shared[number % len(self._shared)]
+        draft = self._dataset.draft(keys, encode=self._encode, out=place)
+        return dataclasses.replace(draft, pixels=place[:0])
 
 
 class _Keys:
-    """The keys of each step, as a sampler."""
+    """The number and the keys of each step, as a sampler."""
 
     def __init__(self, stream: BatchStream, steps: range) -> None:
         self._stream, self._steps = stream, steps
 
-    def __iter__(self) -> Iterator[list[Key]]:
-        return (self._stream.keys(step) for step in self._steps)
+    def __iter__(self) -> Iterator[tuple[int, list[Key]]]:
+        return ((number, self._stream.keys(step)) for number, step in enumerate(self._steps))
 
 
 def in_order(dataset: PairDataset, *, encode: Encode, size: int) -> Iterator[Batch]:
