@@ -59,7 +59,9 @@ class Model:
         Raises:
             UsageError: nothing is left of the text.
         """
-        kept = list(self.loaded.report.render(parse_report(text), "retrieval"))
+        kept = list(
+            self.loaded.report.render(parse_report(text, parser=self.loaded.report.parser), "retrieval")
+        )
         if not kept:
             raise UsageError("the text holds no sentence to search for.", hint="Describe a finding in words.")
         return kept

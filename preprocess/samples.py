@@ -11,6 +11,7 @@ from medvl.preprocess.reading import kind_of, read_image
 from medvl.preprocess.reading.burned import screen
 from medvl.preprocess.reports import all_changes, hygiene_notes, mask_identity, parse_report
 from medvl.preprocess.reports.findings import said
+from medvl.preprocess.reports.languages import guess_language
 from medvl.records import Box, LabelState, Record, Report
 from medvl.specs import text_hash
 from medvl.store import original_payload, pixel_hash
@@ -76,7 +77,7 @@ def make_sample(task: Task, job: Job) -> Sample:
         ),
         text_regions=regions,
         text_fraction=share,
-        notes=(*image.notes, *hygiene_notes(job.report)),
+        notes=(*image.notes, *hygiene_notes(job.report), *_language_notes(text, task.report.parser)),
     )
     original = original_payload(Path(job.path), stored)
     return (record, stored) if original is None else (record, stored, *original)
@@ -84,6 +85,13 @@ def make_sample(task: Task, job: Job) -> Sample:
 
 def _said(task: Task, report: Report) -> dict[str, LabelState]:
     return said(report, vocabulary=task.modality) if task.modality in _VOCABULARIES else {}
+
+
+def _language_notes(text: str, parser: str) -> tuple[str, ...]:
+    language = guess_language(text)
+    if language in ("", parser.partition("-")[0]):
+        return ()
+    return (f"report: looks like language '{language}', read by the rules {parser}",)
 
 
 def _stored_spacing(image: Image, scale: tuple[float, float]) -> tuple[float, ...] | None:

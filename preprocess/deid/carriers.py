@@ -24,17 +24,18 @@ _PRINTABLE = re.compile(rb"[\x20-\x7e]{8,}")
 _DATE = re.compile(r"(?<!\d)(?:((?:19|20)\d\d)([-/.]?)(\d\d)\2(\d\d)|(\d\d?)([/.-])(\d\d?)\6((?:19|20)\d\d))")
 _ORDINARY = COMMON | frozenset(
     """
-    abdomen adult and angio angiography anonymized anonymous ap axial body bone brain breast cardiac
+    abdomen adult and angio angiography anonymized anonymous ap axial body bone box boxes brain breast cardiac
     cervical chest child clinic comparison contrast cor coronal cr ct cta cxr data dataset default
     department dept dicom digital dr dx ecg exam examination false female film findings for frontal
-    general head history hospital image images imaging impression indication iv knee lateral lumbar lung
+    general head history hospital image images imaging impression index indication iv knee label labels
+    lateral lumbar lung
     lungs main male mammography medical modality mr mri ms nan neck new no none normal not null oblique of
     on orthanc other outpatient pa patient pelvis person pet phantom portable post pre private procedure
     protocol public radiograph radiography radiology ray record removed report reports routine sag
     sagittal sample samples scan screening section series shoulder siemens source spine standard studies
     study supine system systems table tables test testing text the thorax to toshiba train trauma true
     ultrasound unknown unspecified upright us use val valid validate validation view views w with without
-    wo x xr xray yes
+    wo x xr xray yes sentence sentences truth metadata meta info list files file
     """.split()
 )
 """Words that name no one: a value made of nothing else is not looked for."""

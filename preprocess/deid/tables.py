@@ -34,6 +34,8 @@ _DATE = re.compile(r"date|datetime|time$|^day$|performed|timestamp")
 _KEPT = frozenset({"sex", "gender", "patientsex", "modality", "bodypart", "bodypartexamined"})
 _NUMBER = re.compile(r"[-+]?\d{1,4}(?:\.\d+)?|true|false|nan|none", re.IGNORECASE)
 _COUNTED = re.compile(r"(?:id|uid|no|number|code|key)$")
+_ID_LIKE = re.compile(r"(?=[^.]*\d{4})[\w-]{6,}")
+"""What a column of unknown meaning holds when it tells one case from another."""
 _WORDS = re.compile(r"[A-Za-z][A-Za-z /_-]{0,31}")
 MAX_TEXT_BYTES = 16 * 2**20
 
@@ -76,12 +78,16 @@ def identifying_columns(path: Path) -> list[tuple[str, list[str]]]:
     frame = read_table(path)
     columns = guess_columns(frame)
     plan = _plan(frame, columns)
-    return [
-        ("table", [cell for cell in frame[name] if cell])
-        for name, action in plan.items()
-        if action in ("patient", "accession", "study", "uid", "image", "drop")
-        and not (action == "drop" and frame[name].str.count(" ").mean() > 4)
-    ]
+    found = []
+    for name, action in plan.items():
+        cells = [cell for cell in frame[name] if cell]
+        if action == "drop" and frame[name].str.count(" ").mean() > 4:
+            continue  # prose: its names and numbers are searched one by one
+        if action == "drop" and not _DROPPED.search(plain(name)):
+            cells = [cell for cell in cells if _ID_LIKE.fullmatch(cell)]
+        if action in ("patient", "accession", "study", "uid", "image", "drop"):
+            found.append(("table", cells))
+    return found
 
 
 def clean_table(path: Path, *, ids: Pseudonyms, people: People) -> CleanTable:

@@ -50,9 +50,9 @@ class SourceFile:
 def discover(source: Path) -> list[SourceFile]:
     """List the files below a folder in the order of their paths, each with its kind by content.
 
-    Hidden files, record stores, what lies behind linked folders and the companion folders of slides are
-    passed over; a linked file counts only if it leads out of the source, as ``outside``, since inside it is
-    found under its own name.
+    Hidden files, record stores, the private folder of clean copies, what lies behind linked folders and the
+    companion folders of slides are passed over; a linked file counts only if it leads out of the source, as
+    ``outside``, since inside it is found under its own name.
 
     Raises:
         UsageError: the source is not a folder.
@@ -70,7 +70,7 @@ def _walk(folder: Path, source: Path, root: Path) -> Iterator[SourceFile]:
         yield SourceFile(folder, folder.relative_to(source).as_posix(), "unreadable")
         return
     names = {entry.name for entry in listed}
-    if {"store.json", "index.parquet"} <= names:
+    if {"store.json", "index.parquet"} <= names or (folder.name == "private" and "key" in names):
         return
     for entry in listed:
         if entry.name.startswith((".", "~$")) or entry.name == "__MACOSX":

@@ -205,7 +205,8 @@ def _find_tables(
     source: Path, files: Sequence[SourceFile], table: Path | None, labels: Path | None, boxes: Path | None
 ) -> dict[str, Path]:
     """Return the tables by their use: ``table``, ``labels``, ``boxes``; those that are there."""
-    here = [f.path for f in files if f.kind == "table" and f.path.parent == source]
+    homes = (source, source / "tables")  # where exports and medvl deid put them
+    here = [f.path for f in files if f.kind == "table" and f.path.parent in homes]
 
     def named(word: str) -> list[Path]:
         return [path for path in here if path.stem.lower() == word or path.stem.lower().endswith(f"_{word}")]
