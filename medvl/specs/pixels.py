@@ -21,7 +21,7 @@ __all__ = ["InputSpec", "PixelSpec"]
 
 Rows: TypeAlias = Float[np.ndarray, "rows width"]
 WHITE = np.float32(255)
-PERCENTILE_SIDE = 512
+PERCENTILE_SIDE = 256
 """Percentiles are taken over a grid with at least so many pixels along the longer side."""
 
 
