@@ -26,7 +26,7 @@ def packaged(name: str) -> Path:
 # --- files that ship with pydicom (PREPROCESS 1.4, row 16) --------------------------------------------------
 
 
-@pytest.mark.traps
+@pytest.mark.traps(row=16)
 def test_a_sentence_split_over_text_and_a_measurement_is_one_line():
     report = read_structured(packaged("test-SR.dcm"))
     # the dump of the file: TEXT "A mass of", NUM 3 cm, TEXT "was detected.", once running, once separate
@@ -40,7 +40,7 @@ def test_a_sentence_split_over_text_and_a_measurement_is_one_line():
     assert report.left_out == {"context": 9, "reference": 1, "without words": 4}
 
 
-@pytest.mark.traps
+@pytest.mark.traps(row=16)
 def test_a_basic_text_report_without_observers():
     report = read_structured(packaged("reportsi.dcm"))
     assert report.text == "SECTION HEADING:\nEnter text"  # the observer's name and place say "Enter text" too
