@@ -21,9 +21,11 @@ from typing import Any, TypeAlias
 import numpy as np
 from jaxtyping import Bool
 
-from medvl.errors import StoreError, UsageError
+from medvl.errors import UsageError
 from medvl.notice import NOTICE
 from medvl.preprocess.lock import hold
+from medvl.preprocess.manifest import described, swap, write_manifest
+from medvl.preprocess.quality import store_page
 from medvl.records import Record
 from medvl.splits import SPLITS
 from medvl.store import (
@@ -123,8 +125,8 @@ def select(
 ) -> SelectSummary:
     """Write a smaller store of the chosen records; splits, specs and payload bytes stay as they are.
 
-    ``private/`` is not copied: the new store is one to hand on, and nothing in it needs the key. Neither are
-    ``failures.jsonl`` and ``quality.html``, which describe the preparation.
+    ``private/`` is not copied: the new store is one to hand on, and nothing in it needs the key. Neither is
+    ``failures.jsonl``, which describes the preparation; ``quality.html`` is made anew.
 
     Args:
         store: the store to choose from.
@@ -144,9 +146,11 @@ def select(
         placed = _copy(records, store, draft, first_shard=0, most=shard_records, progress=progress)
         index = index_bytes(placed)
         write_atomic(draft / "index.parquet", index)
-        manifest = _described(store.manifest, placed, index) | {"selected_from": _digest_of(store)}
+        manifest = described(store.manifest, placed, index) | {"selected_from": _digest_of(store)}
         manifest["counts"] |= {"files": len(placed), "failed": 0, "failures": {}, "unpaired": {}}
-        _write_manifest(draft, manifest)
+        page = store_page(placed, manifest, draft)
+        write_atomic(draft / "quality.html", page.encode("utf-8", "replace"))
+        write_manifest(draft, manifest)
     counts = manifest["counts"]
     return SelectSummary(
         store=out,
@@ -249,17 +253,13 @@ def append(
 
 
 def _commit(store: Store, other: Store, records: Sequence[Record]) -> dict[str, int]:
-    """Swap index and manifest; killed between any two of these lines, the folder is a whole store."""
+    """Describe the joined store, and make it the store."""
     path, manifest = store.path, store.manifest
-    index = index_bytes(records)
-    promised = manifest.get("index", {}) | {"next": index_digest(index)}
-    _write_manifest(path, manifest | {"index": promised})
-    write_atomic(path / "index.parquet", index)
-    described = _described(manifest, records, index)
+    after = described(manifest, records, index_bytes(records))
     failures = _joined_lines(path / "failures.jsonl", other.path / "failures.jsonl")
     write_atomic(path / "failures.jsonl", failures)
     rules = Counter(json.loads(line)["rule"] for line in failures.splitlines())
-    described["counts"] |= {
+    after["counts"] |= {
         "files": len(records) + rules.total(),
         "failed": rules.total(),
         "failures": dict(sorted(rules.items())),
@@ -267,13 +267,13 @@ def _commit(store: Store, other: Store, records: Sequence[Record]) -> dict[str, 
     source = _digest_of(other)
     before = manifest.get("appended", [])
     if source not in before:
-        described["appended"] = [*before, source]
+        after["appended"] = [*before, source]
         unpaired = Counter(manifest.get("counts", {}).get("unpaired", {}))
         unpaired.update(other.manifest.get("counts", {}).get("unpaired", {}))
-        described["counts"]["unpaired"] = dict(sorted(unpaired.items()))
-    described["labels"] = sorted({*manifest.get("labels", ()), *other.manifest.get("labels", ())})
-    _write_manifest(path, described)
-    return described["counts"]["splits"]
+        after["counts"]["unpaired"] = dict(sorted(unpaired.items()))
+    after["labels"] = sorted({*manifest.get("labels", ()), *other.manifest.get("labels", ())})
+    swap(store, records, after)
+    return after["counts"]["splits"]
 
 
 def _belong_together(store: Store, other: Store, *, same_key: bool) -> None:
@@ -362,29 +362,6 @@ def _joined_lines(first: Path, second: Path) -> bytes:
     return b"".join(line + b"\n" for line in sorted(set(lines)))
 
 
-def _described(manifest: dict[str, Any], records: Sequence[Record], index: bytes) -> dict[str, Any]:
-    """Return a manifest whose counts and index are those of ``records``."""
-    return manifest | {
-        "counts": manifest.get("counts", {})
-        | {
-            "records": len(records),
-            "studies": len({record.study_id for record in records}),
-            "patients": len({record.patient_id for record in records}),
-            "splits": {name: sum(record.split == name for record in records) for name in SPLITS},
-        },
-        "labels": sorted({finding for record in records for finding in record.labels}),
-        "index": {"rows": len(records), "blake2b": index_digest(index)},
-        "notice": NOTICE,
-    }
-
-
 def _digest_of(store: Store) -> str:
     """Return the digest of a store's index, which names its content."""
     return index_digest((store.path / "index.parquet").read_bytes())
-
-
-def _write_manifest(path: Path, manifest: dict[str, Any]) -> None:
-    try:
-        write_atomic(path / "store.json", json.dumps(manifest, indent=1, sort_keys=True).encode())
-    except OSError as error:
-        raise StoreError("the record store cannot be written.", hint="Look at the disk.") from error

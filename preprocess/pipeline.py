@@ -221,12 +221,28 @@ def _check_folders(source: Path, out: Path) -> None:
         )
     if out.exists() and not out.is_dir():
         raise UsageError("the output is a file, not a folder.", hint="Choose another output folder.")
+    changed = _changed(out / "store.json")
+    if changed:
+        raise UsageError(
+            f"this store was {changed} after it was prepared; preparing it again would undo that.",
+            hint="Prepare into a new folder with --key OUT/private/key, then: medvl data append OUT NEW",
+        )
     foreign = [name for name in _names(out) if name not in _OURS and not name.endswith(".tmp")]
     if foreign:
         raise UsageError(
             f"the output folder holds {len(foreign)} files that are not of a record store.",
             hint="Choose an empty or a new folder.",
         )
+
+
+def _changed(manifest: Path) -> str:
+    """Return what has been done to a finished store besides preparing it."""
+    try:
+        values = json.loads(manifest.read_text("utf-8")) if manifest.is_file() else {}
+    except (ValueError, OSError):
+        return ""  # reading the store says what is wrong
+    marks = {"appended": "appended to", "selected_from": "selected from another", "rewritten": "rewritten"}
+    return next((words for key, words in marks.items() if key in values), "")
 
 
 def _names(folder: Path) -> list[str]:

@@ -15,14 +15,14 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image as Pillow
 
 from medvl.notice import NOTICE
-from medvl.preprocess.checks import Check
+from medvl.preprocess.checks import Check, check_records
 from medvl.preprocess.chunks import Failure
 from medvl.records import IS_PRESENT, Record, Report
 from medvl.specs import PixelSpec, ReportSpec, Spec, fold
 from medvl.splits import SPLITS
 from medvl.store import read_pixels
 
-__all__ = ["render_quality"]
+__all__ = ["render_quality", "store_page"]
 
 View = Literal["retrieval", "generation"]
 
@@ -82,6 +82,25 @@ def render_quality(
         burned=_burned(records),
         samples=_samples(records, shards),
         specs=[_spec("pixel spec", pixels), _spec("report spec", report)],
+    )
+
+
+def store_page(records: Sequence[Record], manifest: Mapping[str, Any], path: Path) -> str:
+    """Return the page of a store that exists, from its records, its manifest and its failures."""
+    failures = path / "failures.jsonl"
+    lines = failures.read_text("utf-8").splitlines() if failures.is_file() else []
+    told = [f"made from another store: {key}" for key in ("appended", "selected_from") if key in manifest]
+    return render_quality(
+        records,
+        failures=[Failure(**json.loads(line)) for line in lines],
+        counts=manifest["counts"],
+        columns=manifest.get("columns", {}),
+        notes=told,
+        kinds=Counter(record.source_kind for record in records),
+        checks=check_records(records),
+        pixels=PixelSpec.from_json(manifest["specs"]["pixels"]),
+        report=ReportSpec.from_json(manifest["specs"]["report"]),
+        shards=path / "shards",
     )
 
 

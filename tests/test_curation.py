@@ -67,7 +67,10 @@ def write_store(folder, numbers, *, key=KEY, per_shard=4, pixels=None, modality=
     rows = [f"{r.record_id},file-{n},source/{n}.dcm" for r, n in zip(placed, numbers, strict=True)]
     (folder / "private" / "sources.csv").write_text("\n".join(["item,token,path", *rows, ""]))
     (folder / "private" / "key").write_text(key.hex())
-    failed = [json.dumps({"item": f"x{n}", "rule": "NotDicom"}) + "\n" for n in numbers[:1]]
+    failed = [
+        json.dumps({"item": f"x{n}", "token": f"t{n}", "rule": "NotDicom", "message": ""}) + "\n"
+        for n in numbers[:1]
+    ]
     (folder / "failures.jsonl").write_text("".join(failed))
     spec = pixels or PixelSpec()
     manifest = {
@@ -211,7 +214,7 @@ def test_a_killed_selection_leaves_nothing_and_can_be_repeated(store, tmp_path, 
     while killed_at(monkeypatch, call, step):
         assert not (tmp_path / "small").exists()
         step += 1
-    assert step == 11  # 3 shards, index, manifest: before and after each takes its name
+    assert step == 13  # 3 shards, index, page, manifest: before and after each takes its name
     assert holds(tmp_path / "small", [1, 3, 5, 7, 9])
 
 
@@ -312,7 +315,7 @@ def test_a_killed_append_leaves_a_whole_store_and_can_be_repeated(tmp_path, monk
         assert tree(path) == tree(tmp_path / "reference")
         step += 1
     assert (
-        seen == {6, 12} and step == 15
+        seen == {6, 12} and step == 17
     )  # sources, 2 shards, manifest, index, failures, manifest; twice each
 
 

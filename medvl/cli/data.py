@@ -89,7 +89,7 @@ def add_deid(top: Verbs) -> None:
 
 
 def add_data(top: Verbs) -> None:
-    """Add ``medvl data check``, ``select``, ``append``, ``reduce``, ``export`` and ``audit``."""
+    """Add ``medvl data`` and its verbs."""
     parser = top.add_parser(
         "data", help="record stores: check, select, append, reduce, export", epilog=NOTICE
     )
@@ -122,6 +122,11 @@ def add_data(top: Verbs) -> None:
     export.add_argument("store", type=Path)
     export.add_argument("out", type=Path)
     export.add_argument("--to", choices=("datasets", "folder"), default="datasets")
+
+    rewrite = verb(verbs, "rewrite", "reports in other words by a local model, facts checked", _rewrite)
+    rewrite.add_argument("store", type=Path)
+    rewrite.add_argument("model", type=Path, help="folder of a causal language model (save_pretrained)")
+    rewrite.add_argument("--prompt", type=Path, help="text file with {sentence} once; default: built in")
 
     audit = verb(verbs, "audit", "search a store for every identifying value of its source", _audit)
     audit.add_argument("store", type=Path)
@@ -255,6 +260,18 @@ def _export(arguments: argparse.Namespace) -> int:
     run = export_datasets if arguments.to == "datasets" else export_folder
     with progress(arguments) as bar:
         show(arguments, run(Store(arguments.store), arguments.out, progress=bar))
+    return 0
+
+
+def _rewrite(arguments: argparse.Namespace) -> int:
+    from medvl.encoders.generator import load_generator
+    from medvl.preprocess.reports.rewrite import PROMPT
+    from medvl.preprocess.rewriting import rewrite_store
+
+    prompt = arguments.prompt.read_text("utf-8") if arguments.prompt else PROMPT
+    with progress(arguments) as bar:
+        summary = rewrite_store(arguments.store, load_generator(arguments.model), prompt=prompt, progress=bar)
+    show(arguments, summary)
     return 0
 
 

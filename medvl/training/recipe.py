@@ -37,7 +37,8 @@ class Data(Section):
 
     batch: int = Field(default=96, ge=2)
     """Pairs of a step over all devices; the loss compares each with all others."""
-    view: Literal["retrieval", "generation"] = "retrieval"
+    view: Literal["retrieval", "generation", "rewritten"] = "retrieval"
+    """Which sentences of a report; rewritten ones are made by ``medvl data rewrite``."""
     order: Literal["report", "shuffled"] = "shuffled"
     """Order of a report's sentences: as written, or another one each epoch."""
     most_sentences: int | None = Field(default=None, ge=1)
