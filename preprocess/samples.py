@@ -36,7 +36,8 @@ def make_sample(task: Task, job: Job) -> Sample:
     """
     image = read_image(Path(job.path))
     stored, regions, share = screen(image, task.pixels.apply(image), spec=task.pixels, policy=task.burned_in)
-    text, redactions = job.report, {}
+    text = job.report
+    redactions: dict[str, int] = {}
     if task.clean_text and text:
         text, redactions = deidentify_text(text, names=job.names, ids=job.ids, shift_days=job.shift_days)
     report = mask_identity(parse_report(text, parser=task.report.parser))
