@@ -13,7 +13,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int, Shaped, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from torch.utils.data import Dataset
 
 from medvl.data.augment import Augment, draw
@@ -52,17 +52,12 @@ class Pair:
 
 @dataclass(frozen=True)
 class Draft:
-    """A batch as far as a worker process makes it.
+    """A batch but for its pictures, as NumPy arrays: the little that a worker process sends.
 
     Attributes:
-        pixels: 8-bit pictures that are not normalised yet, a quarter of the bytes; or normalised ones, where
-            augmentation left the 256 values.
-        image_mask: packed along the columns, eight pixels a byte.
         tokens, token_mask, study, report, labels: as in :class:`medvl.features.Batch`.
     """
 
-    pixels: UInt8[np.ndarray, "pictures rows columns"] | Float[np.ndarray, "pictures channels rows columns"]
-    image_mask: UInt8[np.ndarray, "batch rows packed"]
     tokens: Int[np.ndarray, "batch tokens"]
     token_mask: Int[np.ndarray, "batch tokens"]
     study: Int[np.ndarray, " batch"]
@@ -82,7 +77,8 @@ class PairDataset(Dataset[Pair]):
         store: an open store.
         split: ``"train"``, ``"val"`` or ``"test"``.
         input: how a stored array becomes the tensor.
-        view: which sentences are read, ``"retrieval"`` or ``"generation"``.
+        view: which sentences are read, ``"retrieval"``, ``"generation"`` or ``"rewritten"``. A record that
+            was not rewritten has no text in the last one, whatever the other two hold.
         augment: random changes of the picture; None for none.
         order: ``"report"`` keeps the order of the sentences, ``"shuffled"`` draws another one each epoch.
         most: sentences of a report that are read at a time, drawn anew each epoch; None for all. A sentence
@@ -102,7 +98,7 @@ class PairDataset(Dataset[Pair]):
         split: str,
         *,
         input: InputSpec,
-        view: Literal["retrieval", "generation"] = "retrieval",
+        view: Literal["retrieval", "generation", "rewritten"] = "retrieval",
         augment: Augment | None = None,
         order: Literal["report", "shuffled"] = "report",
         most: int | None = None,
@@ -139,7 +135,11 @@ class PairDataset(Dataset[Pair]):
         self._canvas: UInt8[np.ndarray, "records rows columns"] | None = None
         self._mask: Bool[np.ndarray, "records rows columns"] | None = None
         if 2 * len(self.records) * input.size_px[0] * input.size_px[1] <= cache_mb * 2**20:
-            self._canvas, self._mask = self._read(range(len(self.records)))
+            canvas = np.empty((len(self.records), *input.size_px), np.uint8)
+            mask = np.empty(canvas.shape, bool)
+            for row in range(len(canvas)):
+                canvas[row] = self._picture(row, mask[row])
+            self._canvas, self._mask = canvas, mask
         if self.skipped:
             log.info("split %s: %d records, skipped %s", split, len(self.records), self.skipped)
 
@@ -158,8 +158,8 @@ class PairDataset(Dataset[Pair]):
 
     def pairs(self, keys: Sequence[Key]) -> list[Pair]:
         """Return the pairs of ``keys``, augmented together."""
-        pixels, mask = self._pixels(keys)
-        images = self._normalised(pixels) if pixels.dtype == np.uint8 else pixels
+        images, mask = self.space(len(keys))
+        self.paint(keys, images=images, mask=mask)
         return [
             Pair(
                 image=images[i],
@@ -172,44 +172,51 @@ class PairDataset(Dataset[Pair]):
             for i, key in enumerate(keys)
         ]
 
-    def draft_space(self, pictures: int) -> tuple[tuple[int, ...], type[np.uint8] | type[np.float32]]:
-        """Return shape and type of the pixels in a draft of so many pictures."""
-        if self.augment is None:
-            return (pictures, *self.input.size_px), np.uint8
-        return (pictures, self.input.channels, *self.input.size_px), np.float32
-
-    def draft(
-        self, keys: Sequence[Key], *, encode: Encode, out: Shaped[np.ndarray, "..."] | None = None
-    ) -> Draft:
-        """Return all of a batch that is better done in a worker; :meth:`finish` does the rest.
-
-        Args:
-            keys: epoch and row of each sample.
-            encode: sentences to tokens.
-            out: where the pixels are written, as :meth:`draft_space` says; new memory if None.
-        """
-        pixels, mask = self._pixels(keys, out)
-        tokens, token_mask = encode([self.sentences(key) for key in keys])
-        rows = [row for _, row in keys]
-        return Draft(
-            pixels,
-            np.packbits(mask, axis=-1),
-            tokens,
-            token_mask,
-            self.study[rows],
-            self.report[rows],
-            self.labels[rows],
+    def space(
+        self, pictures: int
+    ) -> tuple[Float[np.ndarray, "batch channels rows columns"], Bool[np.ndarray, "batch rows columns"]]:
+        """Return new room for so many pictures and their masks."""
+        return (
+            np.empty((pictures, self.input.channels, *self.input.size_px), np.float32),
+            np.empty((pictures, *self.input.size_px), bool),
         )
 
-    def finish(self, draft: Draft) -> Batch:
-        """Return the batch of a draft."""
-        images = draft.pixels
-        if images.dtype == np.uint8:
-            images = self._normalised(images)
-        mask = np.unpackbits(draft.image_mask, axis=-1, count=images.shape[-1])
+    def paint(
+        self,
+        keys: Sequence[Key],
+        *,
+        images: Float[np.ndarray, "batch channels rows columns"],
+        mask: Bool[np.ndarray, "batch rows columns"],
+    ) -> None:
+        """Write the pictures of ``keys``, augmented together and normalised, and their masks."""
+        rows = [row for _, row in keys]
+        if self.augment is None:
+            for i, row in enumerate(rows):
+                self._normalise(self._picture(row, mask[i]), images[i])
+            return
+        canvas = np.stack([self._picture(row, mask[i]) for i, row in enumerate(rows)])
+        streams = [self._stream("pixels", key) for key in keys]
+        moved, mask[...] = self.augment(canvas, mask, streams=streams)
+        for film, image in zip(moved, images, strict=True):
+            image[...] = self.input.normalise(film)
+
+    def draft(self, keys: Sequence[Key], *, encode: Encode) -> Draft:
+        """Return all of a batch but its pictures; ``encode`` turns the sentences into tokens."""
+        tokens, token_mask = encode([self.sentences(key) for key in keys])
+        rows = [row for _, row in keys]
+        return Draft(tokens, token_mask, self.study[rows], self.report[rows], self.labels[rows])
+
+    @staticmethod
+    def finish(
+        draft: Draft,
+        *,
+        images: Float[np.ndarray, "batch channels rows columns"],
+        mask: Bool[np.ndarray, "batch rows columns"],
+    ) -> Batch:
+        """Return the batch of a draft and its pictures, without a copy."""
         return Batch(
             images=torch.from_numpy(images),
-            image_mask=torch.from_numpy(mask.view(bool)),
+            image_mask=torch.from_numpy(mask),
             tokens=torch.from_numpy(draft.tokens),
             token_mask=torch.from_numpy(draft.token_mask),
             study=torch.from_numpy(draft.study),
@@ -219,40 +226,22 @@ class PairDataset(Dataset[Pair]):
 
     def batch(self, keys: Sequence[Key], *, encode: Encode) -> Batch:
         """Return the batch of ``keys``, augmented together; ``encode`` turns their sentences into tokens."""
-        return self.finish(self.draft(keys, encode=encode))
-
-    def _pixels(
-        self, keys: Sequence[Key], out: Shaped[np.ndarray, "..."] | None = None
-    ) -> tuple[
-        UInt8[np.ndarray, "batch rows columns"] | Float[np.ndarray, "batch channels rows columns"],
-        Bool[np.ndarray, "batch rows columns"],
-    ]:
-        """Return pictures of 8 bits, or augmented and normalised ones, and their masks."""
-        rows = [row for _, row in keys]
-        if self.augment is None:
-            return self._pictures(rows, out)
-        canvas, mask = self._pictures(rows)
-        streams = [self._stream("pixels", key) for key in keys]
-        moved, mask = self.augment(canvas, mask, streams=streams)
-        shape, dtype = self.draft_space(len(keys))
-        images = np.empty(shape, dtype) if out is None else out
-        for film, image in zip(moved, images, strict=True):
-            image[...] = self.input.normalise(film)
-        return images, mask
+        images, mask = self.space(len(keys))
+        self.paint(keys, images=images, mask=mask)
+        return self.finish(self.draft(keys, encode=encode), images=images, mask=mask)
 
     @functools.cached_property
     def _grey(self) -> Float[np.ndarray, "channels 256"]:
         """What each of the 256 grey values becomes: looking it up is a third of the work of normalising."""
         return self.input.normalise(np.arange(256, dtype=np.uint8)[None])[:, 0]
 
-    def _normalised(
-        self, canvas: UInt8[np.ndarray, "batch rows columns"]
-    ) -> Float[np.ndarray, "batch channels rows columns"]:
-        images = np.empty((len(canvas), self.input.channels, *canvas.shape[1:]), np.float32)
-        for film, image in zip(canvas, images, strict=True):
-            for values, channel in zip(self._grey, image, strict=True):
-                np.take(values, film, out=channel, mode="clip")  # "raise" would buffer the output
-        return images
+    def _normalise(
+        self,
+        canvas: UInt8[np.ndarray, "rows columns"],
+        image: Float[np.ndarray, "channels rows columns"],
+    ) -> None:
+        for values, channel in zip(self._grey, image, strict=True):
+            np.take(values, canvas, out=channel, mode="clip")  # "raise" would buffer the output
 
     def sentences(self, key: Key) -> tuple[str, ...]:
         """Return the sentences of one row that this epoch reads, in its order."""
@@ -275,23 +264,15 @@ class PairDataset(Dataset[Pair]):
     def _stream(self, what: str, key: Key) -> np.random.Generator:
         return draw(self.seed, what, key[0], self.records[key[1]].record_id)
 
-    def _pictures(
-        self, rows: Sequence[int], out: UInt8[np.ndarray, "batch rows columns"] | None = None
-    ) -> tuple[UInt8[np.ndarray, "batch rows columns"], Bool[np.ndarray, "batch rows columns"]]:
-        if self._canvas is None or self._mask is None:
-            return self._read(rows, out)
-        return np.take(self._canvas, rows, axis=0, out=out), self._mask[rows]
-
-    def _read(
-        self, rows: Sequence[int], out: UInt8[np.ndarray, "batch rows columns"] | None = None
-    ) -> tuple[UInt8[np.ndarray, "batch rows columns"], Bool[np.ndarray, "batch rows columns"]]:
-        canvas = np.empty((len(rows), *self.input.size_px), np.uint8) if out is None else out
-        mask = np.zeros((len(rows), *self.input.size_px), bool)
-        canvas.fill(0)
-        for i, row in enumerate(rows):
-            stored = self.store.pixels(self.records[row])
-            self.input.letterbox_into(stored, canvas=canvas[i], mask=mask[i])
-        return canvas, mask
+    def _picture(self, row: int, mask: Bool[np.ndarray, "rows columns"]) -> UInt8[np.ndarray, "rows columns"]:
+        """Return the letterboxed picture of a row and write its mask."""
+        if self._canvas is not None and self._mask is not None:
+            mask[...] = self._mask[row]
+            return self._canvas[row]
+        canvas = np.zeros(self.input.size_px, np.uint8)
+        mask[...] = False
+        self.input.letterbox_into(self.store.pixels(self.records[row]), canvas=canvas, mask=mask)
+        return canvas
 
 
 def _figures_aside(sentence: str) -> str:

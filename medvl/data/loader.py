@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import mmap
+import weakref
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-from jaxtyping import Shaped
+from jaxtyping import Bool, Float
 from torch.utils.data import DataLoader, Dataset
 
 from medvl.data.augment import draw
@@ -20,6 +20,10 @@ __all__ = ["BatchOrder", "BatchStream", "in_order"]
 
 _PREFETCH = 2
 """Batches that each worker prepares ahead."""
+
+_LENT = 4
+"""Places of the shared memory beyond those: two batches in the hands of the caller, since Lightning fetches
+one ahead of its step, the one that is handed out, and one for the next request."""
 
 
 class BatchOrder:
@@ -112,53 +116,102 @@ class BatchStream:
         return self._from_workers(steps)
 
     def _from_workers(self, steps: range) -> Iterator[Batch]:
-        """Yield batches whose pixels the workers write into memory that all processes share.
+        """Yield batches whose pictures the workers write into memory that all processes share.
 
-        The loader asks for ``prefetch · workers`` batches beyond the one in hand, so with one place more none
-        is written to before it was read. Pixels that go through pipes, or new shared memory for each batch,
-        would cost a tenth of the time of reading them.
+        A batch is lent to the caller with its place in that memory, and the place is written to again when
+        nothing refers to the batch any more. A caller that keeps batches gets copies. Pictures that go
+        through pipes, or new shared memory for each batch, would cost a tenth of the time of reading them.
         """
-        places = _PREFETCH * self.workers + 2
-        share = self.order.size // self.world
-        shape, dtype = self.dataset.draft_space(share)
-        memory = mmap.mmap(-1, places * math.prod(shape) * np.dtype(dtype).itemsize)
-        shared = np.frombuffer(memory, dtype).reshape(places, *shape)
-        loader: DataLoader[Draft] = DataLoader(
-            _Drafts(self.dataset, self.encode, shared),
-            sampler=_Keys(self, steps),  # type: ignore[arg-type]
+        places = _Places(self.dataset, self.order.size // self.world, _PREFETCH * self.workers + _LENT)
+        loader: DataLoader[tuple[int, Draft]] = DataLoader(
+            _Drafts(self.dataset, self.encode, places),
+            sampler=_Keys(self, steps, places),  # type: ignore[arg-type]
             batch_size=None,
             num_workers=self.workers,
             prefetch_factor=_PREFETCH,
             multiprocessing_context="fork",  # the only start that inherits the memory
         )
-        for number, draft in enumerate(loader):
-            pixels = shared[number % places]
-            if dtype is not np.uint8:  # those of 8 bits are copied when they are normalised
-                pixels = pixels.copy()
-            yield self.dataset.finish(dataclasses.replace(draft, pixels=pixels))
+        for place, draft in loader:
+            images, mask = places.lend(place)
+            batch = self.dataset.finish(draft, images=images, mask=mask)
+            del images, mask
+            yield batch
+            del batch  # or it would be held while the next one is awaited
 
 
-class _Drafts(Dataset[Draft]):
-    """Drafts by the keys of a step: what a worker computes; the pixels stay in the shared memory."""
+class _Places:
+    """Shared memory for the pictures of some batches, and which place of it is free.
 
-    def __init__(self, dataset: PairDataset, encode: Encode, shared: Shaped[np.ndarray, "..."]) -> None:
-        self._dataset, self._encode, self._shared = dataset, encode, shared
+    Args:
+        dataset: says how large a picture is.
+        size: pictures of a batch.
+        number: places; the loader asks for one before it hands out the next batch.
+    """
 
-    def __getitem__(self, asked: tuple[int, Sequence[Key]]) -> Draft:
-        number, keys = asked
-        place = self._shared[number % len(self._shared)]
-        draft = self._dataset.draft(keys, encode=self._encode, out=place)
-        return dataclasses.replace(draft, pixels=place[:0])
+    def __init__(self, dataset: PairDataset, size: int, number: int) -> None:
+        rows_columns = dataset.input.size_px
+        pixels = number * size * math.prod(rows_columns)
+        images, masks = mmap.mmap(-1, pixels * dataset.input.channels * 4), mmap.mmap(-1, pixels)
+        self._images = np.frombuffer(images, np.float32).reshape(
+            number, size, dataset.input.channels, *rows_columns
+        )
+        self._masks = np.frombuffer(masks, bool).reshape(number, size, *rows_columns)
+        self._asked: set[int] = set()
+        self._lent: list[tuple[weakref.ref[np.ndarray], ...]] = [()] * number
+
+    def _free(self) -> Iterator[int]:
+        return (
+            place
+            for place, views in enumerate(self._lent)
+            if place not in self._asked and not any(view() is not None for view in views)
+        )
+
+    def take(self) -> int:
+        """Return a free place, from now on a worker's."""
+        place = next(self._free())
+        self._asked.add(place)
+        return place
+
+    def at(
+        self, place: int
+    ) -> tuple[Float[np.ndarray, "batch channels rows columns"], Bool[np.ndarray, "batch rows columns"]]:
+        """Return the memory of a place."""
+        return self._images[place], self._masks[place]
+
+    def lend(
+        self, place: int
+    ) -> tuple[Float[np.ndarray, "batch channels rows columns"], Bool[np.ndarray, "batch rows columns"]]:
+        """Return what a worker wrote; a copy of it if no other place is free for the next batch."""
+        images, mask = self.at(place)
+        if any(True for _ in self._free()):
+            self._lent[place] = weakref.ref(images), weakref.ref(mask)
+        else:
+            images, mask = images.copy(), mask.copy()
+        self._asked.remove(place)
+        return images, mask
+
+
+class _Drafts(Dataset[tuple[int, Draft]]):
+    """Drafts by the keys of a step: what a worker computes; the pictures stay in the shared memory."""
+
+    def __init__(self, dataset: PairDataset, encode: Encode, places: _Places) -> None:
+        self._dataset, self._encode, self._places = dataset, encode, places
+
+    def __getitem__(self, asked: tuple[int, Sequence[Key]]) -> tuple[int, Draft]:
+        place, keys = asked
+        images, mask = self._places.at(place)
+        self._dataset.paint(keys, images=images, mask=mask)
+        return place, self._dataset.draft(keys, encode=self._encode)
 
 
 class _Keys:
-    """The number and the keys of each step, as a sampler."""
+    """A place and the keys of each step, as a sampler; the loader draws from it in the main process."""
 
-    def __init__(self, stream: BatchStream, steps: range) -> None:
-        self._stream, self._steps = stream, steps
+    def __init__(self, stream: BatchStream, steps: range, places: _Places) -> None:
+        self._stream, self._steps, self._places = stream, steps, places
 
     def __iter__(self) -> Iterator[tuple[int, list[Key]]]:
-        return ((number, self._stream.keys(step)) for number, step in enumerate(self._steps))
+        return ((self._places.take(), self._stream.keys(step)) for step in self._steps)
 
 
 def in_order(dataset: PairDataset, *, encode: Encode, size: int) -> Iterator[Batch]:
