@@ -338,9 +338,12 @@ def test_labels_alone_are_enough(tmp_path):
 
 
 def test_which_table_is_meant_must_be_clear(tmp_path):
-    png(tmp_path / "a.png")
-    with pytest.raises(BadTable, match="no report table was found among 1 files"):
+    text(tmp_path / "page.html", "<p>No image, no table.</p>")
+    with pytest.raises(BadTable, match="neither an image nor a report was found among 1 files"):
         pair(tmp_path)
+    png(tmp_path / "a.png")
+    alone = pair(tmp_path)
+    assert len(alone.items) == 1 and any("no report was found" in note for note in alone.notes)
     text(tmp_path / "one.csv", "image,text\na.png,From one table.\n")
     text(tmp_path / "two.csv", "image,text\na.png,From another table.\n")
     with pytest.raises(BadTable, match="source holds 2 tables that could hold the reports"):

@@ -95,10 +95,12 @@ def pair(
         and not gathered.rows["hl7"]
         and not structured
     ):
-        raise BadTable(
-            f"no report table was found among {len(files)} files of the source.",
-            hint="Name one: --table PATH. Allowed are CSV, TSV, Parquet and Excel.",
-        )
+        if not found:
+            raise BadTable(
+                f"neither an image nor a report was found among {len(files)} files of the source.",
+                hint="Give the folder that holds them.",
+            )
+        notes.append("no report was found: the images are kept without text; name a table with --table PATH")
     unpaired += [
         Unpaired("image_without_report", file_token(i.path), path=i.path) for i, _ in found if not i.report
     ]
