@@ -95,7 +95,7 @@ def pair(
         and not gathered.rows["hl7"]
         and not structured
     ):
-        if not found:
+        if not images:
             raise BadTable(
                 f"neither an image nor a report was found among {len(files)} files of the source.",
                 hint="Give the folder that holds them.",
