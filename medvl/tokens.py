@@ -5,6 +5,7 @@ Contract room: it imports ``tokenizers`` and NumPy, neither torch nor transforme
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import heapq
 import json
@@ -33,6 +34,7 @@ _WORD = r"\d+(?:[.,:/]\d+)*|[^\W\d_]+(?:['’][^\W\d_]+)*|[^\s]"
 _LETTERS = "0123456789abcdefghijklmnopqrstuvwxyzàáâãäåæçèéêëìíîïñòóôõöøùúûüýßµμ"
 _SIGNS = "!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~°±×÷≤≥≈²³–—’“”•…"
 _MIN_COUNT = 2  # a pair seen once is a typing error more often than a word
+_REMEMBERED, _REMEMBERED_CHARS = 2**15, 512  # sentences whose ids are kept, and their longest: some 50 MB
 _END_NAMES = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "[SEP]", "<|im_end|>")
 _PAD_NAMES = ("[PAD]", "<pad>", "<|pad|>", "<|endoftext|>", "<|finetune_right_pad_id|>")
 
@@ -90,6 +92,8 @@ class ReportTokeniser:
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         self._tokenizer.encode_special_tokens = True
+        # Reports repeat their sentences, and every epoch repeats all of them.
+        self._pieces = functools.lru_cache(maxsize=_REMEMBERED)(self._spell)
 
     def _frame(self) -> tuple[list[int], list[int]]:
         encoded = self._tokenizer.encode("a", add_special_tokens=True)
@@ -202,12 +206,13 @@ class ReportTokeniser:
             reports: each a list of sentences; an empty one becomes its special tokens alone.
         """
         rows = [self._cut(*self._flat(report)) for report in reports]
-        length = max((len(ids) for ids, _ in rows), default=0)
+        lengths = np.array([len(ids) for ids, _ in rows], np.int64)
+        length = int(lengths.max(initial=0))
         tokens = np.full((len(rows), length), self.pad_id, np.int64)
         mask = np.zeros((len(rows), length), np.int64)
-        for i, (ids, numbers) in enumerate(rows):
-            tokens[i, : len(ids)] = ids
-            mask[i, : len(ids)] = numbers
+        real = np.arange(length) < lengths[:, None]  # row by row, as the ids follow one another
+        tokens[real] = [token for ids, _ in rows for token in ids]
+        mask[real] = [number for _, numbers in rows for number in numbers]
         return tokens, mask
 
     def _flat(self, report: Sequence[str]) -> tuple[list[int], list[int]]:
@@ -217,10 +222,13 @@ class ReportTokeniser:
         for k, sentence in enumerate(report, start=1):
             # In byte-level vocabularies a word inside a text starts with its blank: "a. B" and not "a.B".
             words = " " + sentence if self._byte_level and k > 1 else sentence
-            pieces = self._tokenizer.encode(_utf8(words), add_special_tokens=False).ids
+            pieces = self._pieces(words) if len(words) <= _REMEMBERED_CHARS else self._spell(words)
             ids += pieces
             numbers += [k] * len(pieces)
         return ids + self._end, numbers + [-1] * len(self._end)
+
+    def _spell(self, words: str) -> tuple[int, ...]:
+        return tuple(self._tokenizer.encode(_utf8(words), add_special_tokens=False).ids)
 
     def _cut(self, ids: list[int], numbers: list[int]) -> tuple[list[int], list[int]]:
         if len(ids) <= self.max_tokens:
