@@ -33,8 +33,9 @@ class Item:
         path: below the source as it was given.
         patient, study: keys to be pseudonymised; a split must not tear a patient apart.
         report: "" when there is none.
-        method: how the row was found: ``accession``, ``study_uid``, ``sop_uid``, ``file``, ``folder``,
-            ``loose`` (an accession number of another form), ``patient_date`` or ``none``.
+        method: how the row was found: ``accession``, ``study_uid``, ``sop_uid``, ``file``, ``name`` (the file
+            is named after the study), ``folder``, ``loose`` (an accession number of another form),
+            ``patient_date`` or ``none``.
         modality: DICOM modality, "" for other files.
         kind: of the file, as in :class:`SourceFile`.
         line: of the report table, or number of the message; 0 when the report is a file of its own.

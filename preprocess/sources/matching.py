@@ -4,68 +4,25 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Generic, TypeVar
 
 from medvl.errors import BadTable, file_token
 from medvl.preprocess.sources.columns import Columns, Overrides, guess_columns
 from medvl.preprocess.sources.days import NEAR_DAYS, claims_by_day, study_key
-from medvl.preprocess.sources.discovery import IMAGE_SUFFIXES, SLIDE_SUFFIXES
 from medvl.preprocess.sources.headers import FoundImage
 from medvl.preprocess.sources.identifiers import loose
 from medvl.preprocess.sources.labels import row_labels
+from medvl.preprocess.sources.names import NO_FIT, Fit, Names, named_after, path_parts
 from medvl.preprocess.sources.rows import Row, Unpaired
 from medvl.preprocess.sources.tables import TOO_LONG, read_table
 from medvl.specs import text_hash
 
-__all__ = ["ByKey", "Match", "ReportTable", "merged", "path_parts"]
+__all__ = ["Match", "ReportTable", "merged"]
 
-T = TypeVar("T")
-
-Fit = tuple[int, bool, int]
-"""How well a name fits a file: components in common, same suffix, minus components that only one has."""
-
-_NO_FIT: Fit = (0, False, 0)
-_SUFFIXES = (*IMAGE_SUFFIXES, *SLIDE_SUFFIXES, ".nii", ".nii.gz")
 _KEYS = ("accession", "study_uid", "sop_uid", "study")
 _MOST_VIEWS = 8
-
-
-def path_parts(name: str) -> tuple[str, ...]:
-    """Return the components of a file name from the last to the first; image suffixes do not count."""
-    parts = [part for part in re.split(r"[/\\]", name.strip()) if part not in ("", ".")]
-    if not parts:
-        return ()
-    stem = parts[-1]
-    while suffix := next(
-        (end for end in _SUFFIXES if stem.lower().endswith(end) and len(stem) > len(end)), ""
-    ):
-        stem = stem[: -len(suffix)]
-    return (stem, *reversed(parts[:-1]))
-
-
-class _Names(Generic[T]):
-    """Values under file names: a name matches a file when the shorter path is the end of the longer one."""
-
-    def __init__(self, pairs: Iterable[tuple[str, T]]) -> None:
-        self._by_stem: dict[str, list[tuple[tuple[str, ...], str, T]]] = defaultdict(list)
-        for name, value in pairs:
-            parts = path_parts(name)
-            if parts and ".." not in parts:
-                self._by_stem[parts[0]].append((parts, PurePosixPath(name.replace("\\", "/")).suffix, value))
-
-    def find(self, relative: str) -> tuple[Fit, list[T]]:
-        """Return the values whose name agrees best, and how well."""
-        parts, suffix = path_parts(relative), PurePosixPath(relative).suffix
-        scored = [
-            ((min(len(own), len(parts)), own_suffix == suffix, -abs(len(own) - len(parts))), value)
-            for own, own_suffix, value in self._by_stem.get(parts[0] if parts else "", ())
-            if all(a == b for a, b in zip(own, parts, strict=False))
-        ]
-        best = max((score for score, _ in scored), default=_NO_FIT)
-        return best, [value for score, value in scored if score == best]
 
 
 @dataclass
@@ -80,7 +37,7 @@ class Match:
 
     method: str = "none"
     rows: list[Row] = field(default_factory=list)
-    score: Fit = _NO_FIT
+    score: Fit = NO_FIT
     refusal: str = ""
 
     @property
@@ -131,7 +88,7 @@ class ReportTable:
             role: _index((value, row) for row in rows for value in row.also.get(role, ()))
             for role in ("accession", "study_uid")
         }
-        self.names = _Names((name, (row, name)) for row in rows for name in row.images)
+        self.names = Names((name, (row, name)) for row in rows for name in row.images)
         self.folders = _index((row.folder, row) for row in rows)
         for row in rows:
             row.missing = set(row.images)
@@ -171,29 +128,30 @@ class ReportTable:
         """Give each image its rows; refuse what would be a guess.
 
         ``conflicting_reports``: its rows hold different texts. ``ambiguous_file_name``: the row's file name
-        fits several images equally well; one that fits it less well than another has no row.
+        fits several images equally well, or more files are named after its study than a study has views;
+        one that fits it less well than another has no row.
         ``ambiguous_patient_date``: two studies of a patient lie as near to a row, or two rows to a study.
         """
         alone = _folders_of_one_study(images) if any(self.folders) else set()
         matches = [self._match(image, alone) for image in images]
-        best: dict[int, Fit] = defaultdict(lambda: _NO_FIT)
+        best: dict[int, Fit] = defaultdict(lambda: NO_FIT)
         for match in (match for match in matches if match.method == "file"):
             best[id(match.rows[0])] = max(best[id(match.rows[0])], match.score)
         for match in matches:
             if match.method == "file" and match.score < best[id(match.rows[0])]:
                 match.method, match.rows = "none", []
-        claims = Counter(id(match.rows[0]) for match in matches if match.method == "file")
+        claims = _claims(images, matches)
         self._match_loosely(images, matches)
         self._match_days(images, matches)
         for match in matches:
             for row in match.rows:
                 row.used = True
-            if match.refusal:
-                continue
-            if conflict := _conflict(match.rows):
-                match.refusal = conflict
-            elif match.method == "file" and claims[id(match.rows[0])] > _meant(match.rows[0]):
-                match.refusal = "ambiguous_file_name"
+            if not match.refusal:
+                match.refusal = _conflict(match.rows)
+            if not match.refusal and match.method in ("file", "name"):
+                row = match.rows[0]
+                fits = _FITS[match.method](row, claims[id(row)])
+                match.refusal = "" if fits else "ambiguous_file_name"
         return matches
 
     def _match(self, image: FoundImage, alone: set[str]) -> Match:
@@ -210,6 +168,8 @@ class ReportTable:
                 return Match(method, own or rows)
         if by_name:
             return Match("file", by_name, score)
+        if rows := self._named_after(image):
+            return Match("name", rows)
         for folder in (part.as_posix() for part in PurePosixPath(image.file.relative).parents):
             part = PurePosixPath(folder).name
             for name in (part, part[1:] if part[:1] == "s" else part):  # MIMIC writes s50414267
@@ -234,11 +194,23 @@ class ReportTable:
             if not row.get("patient") or patient in map(loose, (row.get("patient"), *row.ids))
         ]
 
+    def _named_after(self, image: FoundImage) -> list[Row]:
+        """Return the rows whose study the file is named after, where neither of the two says otherwise."""
+        ids = image.ids()
+        for name in named_after(image.file.relative):
+            for role in ("accession", "study_uid", "study"):
+                rows = [] if ids.get("accession") or ids.get(role) else self.by[role].get(name, [])
+                # a text file of the very stem has had its turn, by path
+                shorter = name != path_parts(image.file.relative)[0]
+                if rows := [row for row in rows if not row.images or (row.origin == "text" and shorter)]:
+                    return rows
+        return []
+
     def _match_loosely(self, images: Sequence[FoundImage], matches: Sequence[Match]) -> None:
         """Match accession numbers that differ in form alone, where the form is unique on both sides."""
         stated: dict[str, set[str]] = defaultdict(set)
         for image in images:
-            if value := image.ids().get("accession", ""):
+            for value in _stated(image):
                 stated[loose(value)].add(value)
         told: dict[str, set[str]] = defaultdict(set)
         rows: dict[str, list[Row]] = defaultdict(list)
@@ -247,8 +219,9 @@ class ReportTable:
             rows[loose(value)] += self.by["accession"].get(value) or self.by["study"].get(value, [])
         count = 0
         for image, match in zip(images, matches, strict=True):
-            form = loose(image.ids().get("accession", ""))
-            if match.method == "none" and form and len(stated[form]) == 1 == len(told.get(form, ())):
+            form = next((form for value in _stated(image) if (form := loose(value)) in told), "")
+            fits = match.method == "none" and form and len(stated[form]) == 1 == len(told[form])
+            if fits and (image.header is not None or not any(row.images for row in rows[form])):
                 match.method, match.rows = "loose", rows[form]
                 count += 1
         if count:
@@ -295,9 +268,33 @@ def _index(pairs: Iterable[tuple[str, Row]]) -> dict[str, list[Row]]:
     return index
 
 
-def _meant(row: Row) -> int:
-    """How many images a row may have by its file names; a text file has a path and a stem for one."""
-    return 1 if row.origin == "text" else len(row.images)
+def _stated(image: FoundImage) -> tuple[str, ...]:
+    """Return the accession number of the header; where there is no header, what the file is named after."""
+    if image.header is None:
+        return named_after(image.file.relative)
+    return (image.header.accession,) if image.header.accession else ()
+
+
+def _claims(images: Sequence[FoundImage], matches: Sequence[Match]) -> dict[int, list[str]]:
+    """Return the folders of the images that claim a row by a name, under the identity of the row."""
+    claims: dict[int, list[str]] = defaultdict(list)
+    for image, match in zip(images, matches, strict=True):
+        if match.method in _FITS:
+            claims[id(match.rows[0])].append(image.file.relative.rpartition("/")[0])
+    return claims
+
+
+def _are_named(row: Row, folders: Sequence[str]) -> bool:
+    """Whether a row names so many images; a text file has a path and a stem for one."""
+    return len(folders) <= (1 if row.origin == "text" else len(row.images))
+
+
+def _are_views(row: Row, folders: Sequence[str]) -> bool:
+    """Whether files named after a row can be its views; a text's name is unique in a folder only."""
+    return len(folders) <= _MOST_VIEWS and (row.origin != "text" or len(set(folders)) == 1)
+
+
+_FITS = {"file": _are_named, "name": _are_views}
 
 
 def _why_unused(row: Row, source: Path) -> str:
@@ -323,25 +320,6 @@ def _folders_of_one_study(images: Sequence[FoundImage]) -> set[str]:
         for folder in above:
             studies[folder].add(key or image.file.relative)
     return {folder for folder, keys in studies.items() if len(keys) == 1 and folder != "."}
-
-
-class ByKey(Generic[T]):
-    """Labels or boxes under a key of any kind, found for an image."""
-
-    def __init__(self, table: Mapping[str, T]) -> None:
-        self.table = dict(table)
-        self.names = _Names((key, key) for key in table)
-        self.used: set[str] = set()
-
-    def unused(self) -> set[str]:
-        """Return the keys that no image has asked for."""
-        return self.table.keys() - self.used
-
-    def find(self, relative: str, ids: Iterable[str]) -> T | None:
-        """Return the value under one of the identifiers, else under the file name."""
-        keys = [key for key in ids if key in self.table] or self.names.find(relative)[1]
-        self.used.update(keys)
-        return self.table[keys[0]] if keys else None
 
 
 def _leaves(name: str, source: Path) -> bool:

@@ -21,7 +21,8 @@ from medvl.preprocess.sources.headers import FoundImage, Map, find_images
 from medvl.preprocess.sources.identifiers import calendar
 from medvl.preprocess.sources.items import ROW_HEADER, Item, Pairing
 from medvl.preprocess.sources.labels import read_boxes, read_labels
-from medvl.preprocess.sources.matching import ByKey, Match, ReportTable, merged
+from medvl.preprocess.sources.matching import Match, ReportTable, merged
+from medvl.preprocess.sources.names import ByKey
 from medvl.preprocess.sources.rows import Row, Unpaired
 from medvl.preprocess.sources.texts import gather
 from medvl.records import Box, LabelState

@@ -9,6 +9,7 @@ METHODS: dict[str, str] = {
     "study_uid": "StudyInstanceUID",
     "sop_uid": "SOPInstanceUID",
     "file": "file name",
+    "name": "the study that the file is named after",
     "loose": "an accession number of another form",
     "patient_date": "patient and study date",
 }
