@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import io
 import json
-import multiprocessing
-import signal
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 from pydicom.dataset import Dataset, FileDataset
 from pydicom.filewriter import dcmwrite
@@ -21,6 +15,7 @@ from pydicom.uid import UID
 
 from medvl.errors import InputError
 from medvl.preprocess.deid.header import Actions, clean_dataset, file_meta, set_pixel_flags
+from medvl.preprocess.deid.isolation import in_processes
 from medvl.preprocess.deid.pixels import Pixels, Policy, take_pixels
 from medvl.preprocess.deid.profile import Profile
 from medvl.preprocess.pseudonyms import Pseudonyms
@@ -29,6 +24,10 @@ from medvl.preprocess.reading.part10 import missing, opened, text
 from medvl.store import write_atomic
 
 __all__ = ["FileTask", "Outcome", "clean_file", "clean_files"]
+
+
+class KindNotCleaned(InputError):
+    """A file of a kind that cannot be cleaned: it is never copied."""
 
 
 @dataclass(frozen=True)
@@ -113,6 +112,11 @@ def _cleaned(task: FileTask) -> tuple[bytes, Actions, Pixels]:
     """Return the bytes of the clean file; a parser or an encoder that stumbles gives an InputError."""
     with opened(task.path, limits=DEFAULT_LIMITS, lenient=True) as part10:
         dataset = part10.dataset
+        if "EncapsulatedDocument" in dataset or ".1.1.104." in text(dataset, "SOPClassUID"):
+            raise KindNotCleaned(
+                "the file holds a document (PDF, CDA, STL …), whose words and pictures nobody cleans here.",
+                hint="Keep it apart, or export its text as a report.",
+            )
         if part10.pixel_keyword is None and "Image Storage" in UID(text(dataset, "SOPClassUID")).name:
             raise missing("PixelData")  # the file was cut inside its header
         carrier = Dataset()
@@ -147,38 +151,5 @@ def clean_files(tasks: Sequence[FileTask], *, workers: int) -> Iterator[tuple[in
 
     A file that kills its process is refused by the rule ``WorkerCrash``, and costs no other file.
     """
-    left = list(range(len(tasks)))
-    if workers > 1 and len(tasks) > 1:
-        suspects: list[int] = []
-        for place, outcome in _together(tasks, workers=workers):
-            if outcome is None:
-                suspects.append(place)
-            else:
-                yield place, outcome
-        for place in suspects:  # one of them killed the pool: each runs alone
-            for _, outcome in _together([tasks[place]], workers=1):
-                yield place, outcome or Outcome("WorkerCrash", "the file ended its process.")
-        return
-    for place in left:
-        yield place, clean_file(tasks[place])
-
-
-def _together(tasks: Sequence[FileTask], *, workers: int) -> Iterator[tuple[int, Outcome | None]]:
-    with ProcessPoolExecutor(
-        workers, mp_context=multiprocessing.get_context("spawn"), initializer=_start
-    ) as pool:
-        futures: dict[Any, int] = {}
-        try:
-            for place, task in enumerate(tasks):
-                futures[pool.submit(clean_file, task)] = place
-        except BrokenProcessPool:
-            yield from ((place, None) for place in range(len(futures), len(tasks)))
-        for future in concurrent.futures.as_completed(futures):
-            try:
-                yield futures[future], future.result()
-            except BrokenProcessPool:
-                yield futures[future], None
-
-
-def _start() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C on the terminal is the parent's to handle
+    crashed = Outcome("WorkerCrash", "the file ended its process.")
+    yield from in_processes(clean_file, tasks, workers=workers, crashed=crashed)

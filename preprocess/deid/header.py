@@ -243,12 +243,13 @@ class _Cleaner:
     numbers: tuple[str, ...]
     actions: Actions
 
-    def clean(self, dataset: Dataset) -> None:
+    def clean(self, dataset: Dataset, *, nested: bool = False) -> None:
         """Clean a data set or an item."""
         for tag in list(dataset.keys()):
-            if tag in PIXELS:
+            if tag in PIXELS and not nested:
                 continue
-            if tag.is_private or tag.element == 0 or tag.group >> 8 in (0x50, 0x60):
+            # Pixels of an item (an icon, a page of a print) are a picture that nobody searched for writing.
+            if tag.is_private or tag.element == 0 or tag.group >> 8 in (0x50, 0x60) or tag in PIXELS:
                 self._remove(dataset, tag)
                 continue
             element = _read(dataset, tag)
@@ -272,8 +273,8 @@ class _Cleaner:
     def _unlisted(self, element: DataElement) -> Action:
         """Say what happens to an element that the table does not name."""
         vr, keyword = element.VR, element.keyword
-        if not dictionary_has_tag(element.tag):
-            return "remove"
+        if not dictionary_has_tag(element.tag) or element.tag.group <= 4:
+            return "remove"  # commands, file meta information and directories have no place in a data set
         if keyword == "TextValue" and "content" in self.profile.options:  # the words of a structured report
             return "clean"
         if vr == "SQ":
@@ -309,7 +310,7 @@ class _Cleaner:
             if action == "dummy":
                 self._fill(item)
             else:
-                self.clean(item)
+                self.clean(item, nested=True)
         if action == "dummy":
             self.actions.add(element.tag, "dummy")
 

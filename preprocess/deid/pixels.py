@@ -164,7 +164,9 @@ def _without_extras(payload: bytes, part10: Part10) -> bytes:
     layout = layout_of(part10, limits=DEFAULT_LIMITS, lenient=True)
     even = layout.total_bytes + layout.total_bytes % 2
     payload = payload[:even]
-    if _overlays_in_pixels(dataset) and layout.bits_allocated == 16 and part10.little_endian:
+    # Of unsigned values the bits above the stored ones mean nothing; an overlay may be left in them.
+    unused = _overlays_in_pixels(dataset) or not layout.signed
+    if unused and layout.bits_stored < layout.bits_allocated == 16 and part10.little_endian:
         keep = ((1 << layout.bits_stored) - 1) << (layout.high_bit + 1 - layout.bits_stored)
         words = np.frombuffer(payload, "<u2") & np.uint16(keep)
         payload = words.astype("<u2").tobytes()

@@ -8,9 +8,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
-from multiprocessing import get_context
 from pathlib import Path
 from typing import cast, get_args
 
@@ -21,6 +19,7 @@ from medvl.preprocess.deid.carriers import gather
 from medvl.preprocess.deid.facts import Facts, read_facts
 from medvl.preprocess.deid.files import FileTask, clean_files
 from medvl.preprocess.deid.header import Actions
+from medvl.preprocess.deid.isolation import in_processes
 from medvl.preprocess.deid.page import audit_page
 from medvl.preprocess.deid.people import People
 from medvl.preprocess.deid.pixels import Policy
@@ -35,6 +34,7 @@ __all__ = ["DeidSummary", "deidentify"]
 
 Progress = Callable[[int, int, str], None]
 
+_FEW = 32
 _OURS = {"dicom", "tables", "text", "private", "audit.json", "audit.html"}
 _PLAIN_NAMES = frozenset({"boxes", "images", "labels", "metadata", "report", "reports", "studies"})
 """Names of tables that name nobody; they stay, since what comes next looks for them."""
@@ -171,7 +171,8 @@ def deidentify(
         _keep_options(private, {"pixels": pixels, "options": sorted(profile.options), "edition": EDITION})
         summary = DeidSummary(out)
         files = discover(source)
-        facts = dict(_facts(files, workers=workers, progress=progress))
+        found = dict(_facts(files, workers=workers, progress=progress))
+        facts = {file: found[file] for file in files if file in found}  # in the order of the source
         people = People()
         places = _plan(files, facts, ids=ids, people=people, summary=summary)
         tables = _tables(files, ids=ids, people=people, summary=summary)
@@ -242,17 +243,11 @@ def _facts(
 ) -> Iterator[tuple[SourceFile, Facts | None]]:
     dicom = [file for file in files if file.kind == "dicom"]
     paths = [file.path for file in dicom]
-    if workers == 1 or len(dicom) < 32:
-        for done, file in enumerate(dicom, 1):
-            yield file, read_facts(file.path)
-            progress(done, len(dicom), "headers")
-        return
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        for done, (file, fact) in enumerate(
-            zip(dicom, pool.map(read_facts, paths, chunksize=8), strict=True), 1
-        ):
-            yield file, fact
-            progress(done, len(dicom), "headers")
+    few = len(dicom) < _FEW  # to start processes costs more than they save
+    found = in_processes(read_facts, paths, workers=1 if few else workers, crashed=None)
+    for done, (place, fact) in enumerate(found, 1):
+        yield dicom[place], fact
+        progress(done, len(dicom), "headers")
 
 
 def _plan(
