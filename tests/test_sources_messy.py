@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
 from test_pairing import dicom, png, reasons, reports, text
 
+from medvl.errors import BadTable
 from medvl.preprocess.sources.pairing import pair
 
 LUNGS = "The lungs are clear."
@@ -68,3 +70,66 @@ def test_more_files_than_a_study_has_views_are_refused(tmp_path):
     text(tmp_path / "reports.csv", f"accession,report\n7,{LUNGS}\n8,{HEART}\n")
     pairing = pair(tmp_path)
     assert (reports(pairing), reasons(pairing)) == ({"8_0.png": HEART}, {"ambiguous_file_name": 9})
+
+
+# --- several tables -----------------------------------------------------------------------------------------
+
+
+def two_tables(folder):
+    """Reports under accession numbers; files, patients and views in a table of their own."""
+    for name in ("a1", "a2", "b1", "d1"):
+        png(folder / "img" / f"{name}.png")
+    text(folder / "texts.csv", f"accession,report\nA,{LUNGS}\nB,{HEART}\nC,For nobody.\n")
+    rows = ("A,P1,a1.png,PA", "A,P1,a2.png,LATERAL", "B,P2,b1.png,AP", "B,P2,b2.png,AP", "D,P3,d1.png,PA")
+    text(folder / "files.csv", "\n".join(("accession,patient_id,image,view", *rows)))
+
+
+def test_two_tables_are_joined_by_the_key_of_both(tmp_path):
+    two_tables(tmp_path)
+    pairing = pair(tmp_path)
+    found = {item.path.stem: (item.report, item.patient, item.view) for item in pairing.items}
+    assert found == {
+        "a1": (LUNGS, "P1", "PA"),
+        "a2": (LUNGS, "P1", "LATERAL"),
+        "b1": (HEART, "P2", "AP"),
+        "d1": ("", "P3", "PA"),
+    }
+    assert reasons(pairing) == {
+        "report_without_image": 1,  # C
+        "named_image_missing": 1,  # b2.png
+        "image_without_report": 1,  # d1.png
+    }
+    assert "column image: image (of a table joined by accession)" in pairing.lines()
+    assert "a second table was joined by accession: it has 2 of 3 reports" in pairing.notes
+    assert pairing.columns["patient"] == "patient_id"
+
+
+def test_a_column_may_be_named_of_either_table(tmp_path):
+    two_tables(tmp_path)
+    text(tmp_path / "texts.csv", f"accession,report,words\nA,{HEART},{LUNGS}\n")
+    chosen = pair(tmp_path, columns={"text": "words", "laterality": "view", "split": ""})
+    assert chosen.columns["text"] == "words" and chosen.columns["laterality"] == "view"
+    assert reports(chosen)["a1.png"] == LUNGS
+    with pytest.raises(BadTable, match=r"none of the table's 3 columns is 'vieww'"):
+        pair(tmp_path, columns={"view": "vieww"})
+
+
+def test_a_table_without_a_shared_key_counts_by_its_own(tmp_path):
+    dicom(tmp_path / "1.dcm", AccessionNumber="A", StudyInstanceUID="1.1")
+    text(tmp_path / "reports.csv", f"accession,report\nA,{LUNGS}\n")
+    text(tmp_path / "patients.csv", "study_uid,patient_id,split\n1.1,P7,test\n1.2,P8,test\n")
+    text(tmp_path / "doses.csv", "device,dose\nX,1\n")
+    pairing = pair(tmp_path)
+    (item,) = pairing.items
+    assert (item.report, item.patient, item.split) == (LUNGS, "P7", "test")
+    assert reasons(pairing) == {"row_without_image": 1}
+    assert "1 more tables were not used" in " ".join(pairing.notes)
+
+
+def test_reports_may_lie_deeper_than_the_source(tmp_path):
+    png(tmp_path / "Export" / "img" / "1.png")
+    text(tmp_path / "Export" / "desktop.ini", "[x]")
+    text(tmp_path / "Export" / "list.csv", f"image,report\n1.png,{LUNGS}\n")
+    assert reports(pair(tmp_path)) == {"1.png": LUNGS}
+    text(tmp_path / "list.csv", f"image,report\n1.png,{HEART}\n")  # the nearer one
+    assert reports(pair(tmp_path)) == {"1.png": HEART}

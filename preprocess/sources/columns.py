@@ -107,6 +107,11 @@ class Columns:
                 lines.append(f"{role}: {shown} ({self.why.get(role, 'given')})")
         return lines
 
+    def name_something(self) -> bool:
+        """Return whether a column says what a row is of: an image, a study, or a patient's day."""
+        keys = (self.accession, self.study_uid, self.sop_uid, self.study, self.image)
+        return any(keys) or bool(self.patient and self.date)
+
     def report_text(self, row: Mapping[str, str]) -> str:
         r"""Return the report of a row: the text column, or the section columns under their headings.
 

@@ -8,20 +8,22 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from medvl.errors import BadTable, file_token
-from medvl.preprocess.sources.columns import Columns, Overrides, guess_columns
+import pandas as pd
+
+from medvl.errors import file_token
+from medvl.preprocess.sources.columns import Columns
 from medvl.preprocess.sources.days import NEAR_DAYS, claims_by_day, study_key
 from medvl.preprocess.sources.headers import FoundImage
 from medvl.preprocess.sources.identifiers import loose
 from medvl.preprocess.sources.labels import row_labels
 from medvl.preprocess.sources.names import NO_FIT, Fit, Names, named_after, path_parts
 from medvl.preprocess.sources.rows import Row, Unpaired
-from medvl.preprocess.sources.tables import TOO_LONG, read_table
+from medvl.preprocess.sources.tables import TOO_LONG
 from medvl.specs import text_hash
 
-__all__ = ["Match", "ReportTable", "merged"]
+__all__ = ["KEYS", "Match", "ReportTable", "merged"]
 
-_KEYS = ("accession", "study_uid", "sop_uid", "study")
+KEYS = ("accession", "study_uid", "sop_uid", "study")
 _MOST_VIEWS = 8
 
 
@@ -83,7 +85,7 @@ class ReportTable:
         self.rows = rows
         self.notes: list[str] = []
         self.unpaired: list[Unpaired] = []
-        self.by = {role: _index((row.get(role), row) for row in rows) for role in _KEYS}
+        self.by = {role: _index((row.get(role), row) for row in rows) for role in KEYS}
         self.also = {
             role: _index((value, row) for row in rows for value in row.also.get(role, ()))
             for role in ("accession", "study_uid")
@@ -94,29 +96,16 @@ class ReportTable:
             row.missing = set(row.images)
 
     @classmethod
-    def read(cls, path: Path, columns: Overrides | None) -> ReportTable:
-        """Read a table.
-
-        Raises:
-            BadTable: it cannot be read, or names neither images nor studies.
-        """
-        frame = read_table(path)
-        guess = guess_columns(frame, columns=columns)
-        keys = (*_KEYS, "image")
-        if not any(getattr(guess, role) for role in keys) and not (guess.patient and guess.date):
-            raise BadTable(
-                f"the table {file_token(path)} has no column that names an image or a study.",
-                hint="Say which one does: --column image=NAME, or study=, accession=, study_uid=, sop_uid=; "
-                "patient= and date= together will do; likewise text=.",
-            )
+    def of(cls, frame: pd.DataFrame, columns: Columns, *, path: Path | None = None) -> ReportTable:
+        """Return the rows of a table; ``path`` where it is not the table of the reports."""
         cells = [{str(name): str(cell) for name, cell in row.items()} for row in frame.to_dict("records")]
-        states = row_labels(frame, guess)
+        states = row_labels(frame, columns)
         rows = []
         for line, row, labels in zip(frame.index, cells, states, strict=True):
-            told = guess.values(row)
+            told = columns.values(row)
             images = [part.strip() for part in re.split(r"[;|]", told.get("image", "")) if part.strip()]
-            rows.append(Row(int(line), told, guess.report_text(row), labels, tuple(images)))
-        table = cls(guess, rows)
+            rows.append(Row(int(line), told, columns.report_text(row), labels, tuple(images), path=path))
+        table = cls(columns, rows)
         table.unpaired = [
             Unpaired("report_too_long", line=int(line)) for line in frame.attrs.get(TOO_LONG, ())
         ]
@@ -250,11 +239,15 @@ class ReportTable:
 
     def unused(self, source: Path) -> Iterator[Unpaired]:
         """Yield each row, or image name in a row, that no image has."""
+        used = {(row.path, row.line) for row in self.rows if row.used}
+        told: set[tuple[Path | None, int]] = set()
         for row in self.rows:
-            token = file_token(row.path) if row.path else ""
-            reason = _why_unused(row, source)
-            if not row.used:
-                yield Unpaired(reason, token, row.line, row.path)
+            token, place = file_token(row.path) if row.path else "", (row.path, row.line)
+            if not row.used and place in used:  # a report joined to several images, of which some are there
+                yield Unpaired("named_image_missing", token, row.line, row.path)
+            elif not row.used and (place not in told or row.origin != "table"):
+                told.add(place)
+                yield Unpaired(_why_unused(row, source), token, row.line, row.path)
             elif row.origin == "table" and len(row.images) > len(row.missing):
                 for _ in row.missing:
                     yield Unpaired("named_image_missing", token, row.line)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from medvl.errors import BadTable, file_token
 from medvl.preprocess.reading.dicom import DicomHeader
+from medvl.preprocess.sources.choice import Tables, choose_tables, read_reports
 from medvl.preprocess.sources.columns import ROLES, Columns, Overrides, split_name
 from medvl.preprocess.sources.dicomdir import check_dicomdirs, folder_of
 from medvl.preprocess.sources.discovery import SourceFile, discover
@@ -33,7 +34,6 @@ RADIOGRAPHS = frozenset({"dicom", "raster", "damaged"})
 """Kinds of files that a pipeline of radiographs reads."""
 
 _NO_IMAGES = ("other", "outside", "unreadable", "archive")
-_TABLE_STEMS = ("reports", "report", "images", "metadata", "studies", "data")
 _MIN_ID = 4
 
 
@@ -73,7 +73,7 @@ def pair(
     """
     source = folder_of(source)
     files = [_as_slide(file, kinds) for file in discover(source)]
-    tables = _find_tables(source, files, table, labels, boxes)
+    tables = choose_tables(source, files, table=table, labels=labels, boxes=boxes, columns=columns)
     images, left_out = find_images(files, map_headers=map_headers)
     structured = [file for reason, file in left_out if reason == "structured_report"]
     left_out = [(reason, file) for reason, file in left_out if reason != "structured_report"]
@@ -82,16 +82,20 @@ def pair(
     images = [image for image in images if image.file.kind in kinds]
     unpaired = [Unpaired(reason, file_token(file.path), path=file.path) for reason, file in left_out]
     lost, notes = check_dicomdirs(files)
-    given = {path.resolve() for path in tables.values()}
+    given = {path.resolve() for path in tables.paths()}
     gathered = gather([file for file in files if file.path.resolve() not in given], structured)
     unpaired += [*lost, *gathered.unpaired]
     notes += gathered.notes
-    reports = ReportTable.read(tables["table"], columns) if "table" in tables else ReportTable(Columns(), [])
-    sources = [reports, *(ReportTable(Columns(), rows) for rows in gathered.rows.values() if rows)]
+    reports, *more_tables = read_reports(tables, columns)
+    sources = [
+        reports,
+        *more_tables,
+        *(ReportTable(Columns(), rows) for rows in gathered.rows.values() if rows),
+    ]
     found, refused = _matched(images, sources, tables)
     unpaired += refused
     if (
-        not tables
+        not tables.paths()
         and not any(item.report for item, _ in found)
         and not gathered.rows["hl7"]
         and not structured
@@ -120,11 +124,11 @@ def _as_slide(file: SourceFile, kinds: frozenset[str]) -> SourceFile:
 
 
 def _matched(
-    images: Sequence[FoundImage], sources: Sequence[ReportTable], tables: dict[str, Path]
+    images: Sequence[FoundImage], sources: Sequence[ReportTable], tables: Tables
 ) -> tuple[list[tuple[Item, DicomHeader | None]], list[Unpaired]]:
     """Return the items with their headers, and what was refused or left over."""
-    by_labels = ByKey(read_labels(tables["labels"]) if "labels" in tables else {})
-    by_boxes = ByKey(read_boxes(tables["boxes"]) if "boxes" in tables else {})
+    by_labels = ByKey(read_labels(tables.labels) if tables.labels else {})
+    by_boxes = ByKey(read_boxes(tables.boxes) if tables.boxes else {})
     found: list[tuple[Item, DicomHeader | None]] = []
     unpaired: list[Unpaired] = []
     gave_way: dict[int, Row] = {}
@@ -162,7 +166,9 @@ def _item(
         told |= one.labels
     return Item(
         path=image.file.path,
-        patient=next((one.get("patient") for one in match.rows if one.origin == "table"), ""),
+        patient=next(
+            (who for one in match.rows if one.origin == "table" and (who := one.get("patient"))), ""
+        ),
         study=_study(match, image),
         report=row.text if row else "",
         method=match.method,
@@ -202,32 +208,6 @@ def _identifiers(match: Match, header: DicomHeader | None) -> tuple[str, ...]:
 def _shown(columns: Columns) -> dict[str, str]:
     values = {role: getattr(columns, role) for role in ROLES}
     return {role: " + ".join(v) if isinstance(v, tuple) else v for role, v in values.items() if v}
-
-
-def _find_tables(
-    source: Path, files: Sequence[SourceFile], table: Path | None, labels: Path | None, boxes: Path | None
-) -> dict[str, Path]:
-    """Return the tables by their use: ``table``, ``labels``, ``boxes``; those that are there."""
-    homes = (source, source / "tables")  # where exports and medvl deid put them
-    here = [f.path for f in files if f.kind == "table" and f.path.parent in homes]
-
-    def named(word: str) -> list[Path]:
-        return [path for path in here if path.stem.lower() == word or path.stem.lower().endswith(f"_{word}")]
-
-    special = {path for word in ("labels", "boxes", "truth") for path in named(word)}
-    labels = labels or next(iter(named("labels")), None)
-    boxes = boxes or next(iter(named("boxes")), None)
-    rest = [path for path in here if path not in special and path not in (labels, boxes)]
-    if table is None:
-        preferred = [path for stem in _TABLE_STEMS for path in rest if path.stem.lower() == stem]
-        if not preferred and len(rest) > 1:
-            raise BadTable(
-                f"the source holds {len(rest)} tables that could hold the reports.",
-                hint="Name one: --table PATH.",
-            )
-        table = next(iter(preferred or rest), None)
-    found = {"table": table, "labels": labels, "boxes": boxes}
-    return {use: path for use, path in found.items() if path is not None}
 
 
 def _study(match: Match, image: FoundImage) -> str:
