@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from medvl.errors import UsageError
+from medvl.preprocess.sources.tables import safe_cell
 from medvl.store import write_atomic
 
 __all__ = ["KEY_BYTES", "Pseudonyms", "keep_key", "write_secret_table", "write_sources", "write_unpaired"]
@@ -134,7 +135,7 @@ def write_unpaired(private: Path, rows: Iterable[tuple[str, str, str, str, str]]
 def write_pairing(path: Path, rows: Iterable[Sequence[str]]) -> None:
     """Write what became of each file and row of a source; the first row names the columns."""
     stream = io.StringIO()
-    csv.writer(stream, lineterminator="\n").writerows(rows)
+    csv.writer(stream, lineterminator="\n").writerows(map(safe_cell, row) for row in rows)
     write_secret_table(path, stream.getvalue())
 
 
@@ -147,7 +148,7 @@ def _write_table(path: Path, header: tuple[str, ...], rows: Iterable[tuple[str, 
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(header)
-    writer.writerows(rows)
+    writer.writerows(map(safe_cell, row) for row in rows)
     _write_secret(path, stream.getvalue().encode("utf-8", "surrogateescape"))
 
 

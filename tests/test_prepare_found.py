@@ -84,3 +84,11 @@ def test_an_archive_with_messages_becomes_a_store_that_names_nobody(tmp_path):
             assert b"doemarker" not in path.read_bytes().lower()
     again = prepare(archive, store, key=KEY, workers=1)
     assert again.records == summary.records and again.resumed == len(header)
+
+
+def test_a_private_table_holds_no_formula(tmp_path):
+    from medvl.preprocess.pseudonyms import write_sources
+
+    write_sources(tmp_path, [("r1", "t1", "=HYPERLINK(1).png"), ("r2", "t2", "plain.png")])
+    lines = (tmp_path / "sources.csv").read_text().splitlines()
+    assert lines == ["item,token,path", "r1,t1,'=HYPERLINK(1).png", "r2,t2,plain.png"]
