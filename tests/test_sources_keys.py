@@ -104,7 +104,8 @@ def test_dates_whose_order_is_not_clear_are_not_used(tmp_path):
     text(tmp_path / "reports.csv", "patient_id,study_date,report\nP1,04/03/2024,March or April.\n")
     pairing = pair(tmp_path)
     assert found(pairing) == {"a.dcm": ("none", "")}
-    assert "column study_date: the dates could be day or month first: they were not used" in pairing.notes
+    told = "column study_date: the dates could be day or month first: they were not used; write YYYY-MM-DD"
+    assert told in pairing.notes
     text(
         tmp_path / "reports.csv",
         "patient_id,study_date,report\nP1,04/03/2024,In March.\nP1,25/12/2023,Old.\n",

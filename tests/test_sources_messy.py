@@ -7,6 +7,7 @@ from test_pairing import dicom, png, reasons, reports, text
 
 from medvl.errors import BadTable
 from medvl.preprocess.sources.pairing import pair
+from medvl.preprocess.sources.tables import ENCODING, read_table
 
 LUNGS = "The lungs are clear."
 HEART = "The heart is enlarged."
@@ -133,3 +134,61 @@ def test_reports_may_lie_deeper_than_the_source(tmp_path):
     assert reports(pair(tmp_path)) == {"1.png": LUNGS}
     text(tmp_path / "list.csv", f"image,report\n1.png,{HEART}\n")  # the nearer one
     assert reports(pair(tmp_path)) == {"1.png": HEART}
+
+
+# --- media and spreadsheets ---------------------------------------------------------------------------------
+
+
+def test_the_pictures_of_a_viewer_are_no_films(tmp_path):
+    dicom(tmp_path / "DICOMDIR")
+    dicom(tmp_path / "IMG" / "1", AccessionNumber="A", StudyInstanceUID="1.1")
+    png(tmp_path / "VIEWER" / "splash.png")
+    png(tmp_path / "scan.png")
+    (tmp_path / "VIEWER" / "icon.jpg").touch()
+    text(tmp_path / "reports.csv", f"accession,image,report\nA,,{LUNGS}\n,scan.png,{HEART}\n")
+    pairing = pair(tmp_path)
+    assert reports(pairing) == {"1": LUNGS, "scan.png": HEART}
+    assert reasons(pairing)["picture_of_a_medium"] == 2
+    assert pairing.lines()[0].endswith("(1 dicom, 1 raster)")
+
+
+def test_the_delimiter_is_that_of_whole_rows(tmp_path):
+    # a comma in the header, in names and in reports cuts each line in two as well
+    rows = "".join(f'{k};"Roe, Jo";"Heart, normal.\nRead by X";0,{k}\n' for k in range(9))
+    frame = read_table(text(tmp_path / "t.csv", f"accession;Name, first;report;dose\n{rows}"))
+    assert list(frame.columns) == ["accession", "Name, first", "report", "dose"]
+    assert frame["dose"].tolist() == [f"0,{k}" for k in range(9)]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+def test_utf_16_without_its_mark_is_understood(tmp_path, encoding):
+    (tmp_path / "t.csv").write_bytes("image,report\na.png,größer\n".encode(encoding))
+    assert read_table(tmp_path / "t.csv").to_dict("list") == {"image": ["a.png"], "report": ["größer"]}
+
+
+def test_an_encoding_that_was_guessed_is_told(tmp_path):
+    png(tmp_path / "a.png")
+    (tmp_path / "reports.csv").write_bytes("image,report\na.png,Herz größer.\n".encode("cp1252"))
+    assert read_table(tmp_path / "reports.csv").attrs[ENCODING] == "Windows-1252"
+    pairing = pair(tmp_path)
+    assert reports(pairing) == {"a.png": "Herz größer."}
+    assert any("it was read as Windows-1252" in note for note in pairing.notes)
+
+
+def test_a_guess_among_several_columns_of_prose_names_the_others(tmp_path):
+    png(tmp_path / "a.png")
+    text(
+        tmp_path / "t.csv",
+        "image,remarks,opinion\na.png,the patient waited for a long time,no focal lesion is seen\n",
+    )
+    told = pair(tmp_path)
+    line = "column text: remarks (longest prose, a guess: check it; or opinion, by --column text=NAME)"
+    assert line in told.lines()
+    assert reports(pair(tmp_path, columns={"text": "opinion"})) == {"a.png": "no focal lesion is seen"}
+
+
+def test_a_table_without_texts_is_told(tmp_path):
+    png(tmp_path / "a.png")
+    text(tmp_path / "t.csv", "image,diagnostic\na.png,Normal.\n")
+    assert "no column of the table holds texts: name it with --column text=NAME" in pair(tmp_path).notes
+    assert reports(pair(tmp_path, columns={"text": "diagnostic"})) == {"a.png": "Normal."}

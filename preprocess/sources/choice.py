@@ -17,7 +17,7 @@ from medvl.preprocess.sources.columns import ROLES, Columns, Overrides, guess_co
 from medvl.preprocess.sources.discovery import SourceFile
 from medvl.preprocess.sources.matching import KEYS, ReportTable
 from medvl.preprocess.sources.rows import Row
-from medvl.preprocess.sources.tables import read_table
+from medvl.preprocess.sources.tables import ENCODING, read_table
 
 __all__ = ["Tables", "choose_tables", "read_reports"]
 
@@ -170,6 +170,10 @@ def read_reports(tables: Tables, columns: Overrides | None) -> list[ReportTable]
             found.append(more)
             reports.columns = _with(reports.columns, one.columns, "of a table with keys of its own")
             notes.append("a second table shares no key with the reports: it counts by its own keys")
+    if guessed := frame.attrs.get(ENCODING):
+        notes.append(
+            f"the table is not Unicode: it was read as {guessed}; check accents, or save it as UTF-8"
+        )
     reports.notes += notes
     if not reports.columns.name_something():
         raise BadTable(

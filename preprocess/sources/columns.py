@@ -260,7 +260,9 @@ def _guess_text(
         if name not in taken and (frame[name].str.count(" ") >= 4).mean() > 0.5
     }
     if prose:
-        return (max(prose, key=lambda name: prose[name]),), "longest prose, a guess: check it"
+        rivals = sorted(prose, key=lambda name: -prose[name])[1:4]
+        told = f"; or {', '.join(rivals)}, by --column text=NAME" if rivals else ""
+        return (max(prose, key=lambda name: prose[name]),), f"longest prose, a guess: check it{told}"
     return (), ""
 
 

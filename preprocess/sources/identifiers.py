@@ -56,7 +56,7 @@ def calendar(cells: Sequence[str]) -> tuple[list[datetime.date | None], str]:
         >>> calendar(["03/04/2024", "25/12/2023"])[0][0]
         datetime.date(2024, 4, 3)
         >>> calendar(["03/04/2024"])
-        ([None], 'the dates could be day or month first: they were not used')
+        ([None], 'the dates could be day or month first: they were not used; write YYYY-MM-DD')
     """
     pairs = [match for cell in cells if (match := _YEAR_LAST.fullmatch(cell.strip()))]
     day_first = any(int(match[1]) > 12 for match in pairs)
@@ -64,7 +64,7 @@ def calendar(cells: Sequence[str]) -> tuple[list[datetime.date | None], str]:
     same = all(match[1].lstrip("0") == match[2].lstrip("0") for match in pairs)
     if day_first == month_first and not same:
         order = ""
-        note = "the dates could be day or month first: they were not used"
+        note = "the dates could be day or month first: they were not used; write YYYY-MM-DD"
     else:
         order, note = "mdy" if month_first else "dmy", ""
     return [_read(cell, order) for cell in cells], note

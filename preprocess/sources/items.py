@@ -100,8 +100,11 @@ class Pairing:
             for name, count in counts["methods"].items()
             if name != "none"
         )
+        kinds = Counter(item.kind for item in self.items)
+        told = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
         return [
-            f"{counts['images']} images of {counts['studies']} studies and {counts['patients']} patients",
+            f"{counts['images']} images of {counts['studies']} studies and {counts['patients']} patients"
+            + (f" ({told})" if len(kinds) > 1 else ""),
             f"{counts['with_report']} with a report, {counts['with_labels']} with labels, "
             f"{counts['with_boxes']} with boxes; matched: {methods or 'none'}",
             *(f"column {line}" for line in self.explain),

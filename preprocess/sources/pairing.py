@@ -34,6 +34,7 @@ RADIOGRAPHS = frozenset({"dicom", "raster", "damaged"})
 """Kinds of files that a pipeline of radiographs reads."""
 
 _NO_IMAGES = ("other", "outside", "unreadable", "archive")
+_PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 _MIN_ID = 4
 
 
@@ -93,7 +94,8 @@ def pair(
         *(ReportTable(Columns(), rows) for rows in gathered.rows.values() if rows),
     ]
     found, refused = _matched(images, sources, tables)
-    unpaired += refused
+    found, strange = _without_viewers(found, files)
+    unpaired += [*refused, *strange]
     if (
         not tables.paths()
         and not any(item.report for item, _ in found)
@@ -150,6 +152,24 @@ def _matched(
     unpaired += [Unpaired("labels_without_image")] * len(by_labels.unused())
     unpaired += [Unpaired("boxes_without_image")] * len(by_boxes.unused())
     return found, unpaired
+
+
+def _without_viewers(
+    found: Sequence[tuple[Item, DicomHeader | None]], files: Sequence[SourceFile]
+) -> tuple[list[tuple[Item, DicomHeader | None]], list[Unpaired]]:
+    """Leave out the logos and icons of a medium: pictures that nothing names, below a DICOMDIR's folder."""
+    media = [file.path.parent for file in files if file.kind == "dicomdir"]
+    strange = [
+        item
+        for item, _ in found
+        if item.path.suffix.lower() in _PICTURES
+        and item.method == "none"
+        and not (item.labels or item.boxes)
+        and any(item.path.is_relative_to(folder) for folder in media)
+    ]
+    known = {item.path for item in strange}
+    unpaired = [Unpaired("picture_of_a_medium", file_token(i.path), path=i.path) for i in strange]
+    return [pair for pair in found if pair[0].path not in known], unpaired
 
 
 def _item(

@@ -25,6 +25,7 @@ HINTS: dict[str, str] = {
     "one_study_of_two_patients": "one StudyInstanceUID for two patients; correct the export.",
     "duplicate_file": "a copy of a file that is kept.",
     "not_a_radiograph": "this modality does not read such files; use the command of theirs.",
+    "picture_of_a_medium": "a picture beside a DICOMDIR, as viewers have; name it in a table if it is meant.",
     "no_image_object": "a DICOM object without a picture (presentation state, dose report, …).",
     # files
     "outside_file": "a link that leads out of the source; copy the file in if it is meant.",
@@ -35,7 +36,7 @@ HINTS: dict[str, str] = {
     "dicomdir_reference_outside": "the DICOMDIR points out of its folder; it was not followed.",
     "dicomdir_damaged": "the DICOMDIR cannot be read; files are found without it.",
     # reports
-    "report_without_image": "no image has its accession number, study, file name or folder.",
+    "report_without_image": "no image that is kept has its accession number, study, file name or folder.",
     "text_without_image": "its name or folder belongs to no image.",
     "row_without_image": "a row without text that no image has.",
     "named_image_missing": "a row names an image that is not there.",

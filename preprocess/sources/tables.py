@@ -6,6 +6,7 @@ cell may name a patient.
 
 from __future__ import annotations
 
+import codecs
 import csv
 import datetime
 import io
@@ -25,11 +26,14 @@ from jaxtyping import Int64
 from medvl.errors import BadTable, MissingDependency, file_token, nearest
 from medvl.preprocess.reports.parsing import MAX_CHARACTERS
 
-__all__ = ["SUFFIXES", "TOO_LONG", "read_table", "safe_cell"]
+__all__ = ["ENCODING", "SUFFIXES", "TOO_LONG", "read_table", "safe_cell"]
 
 SUFFIXES = (".csv", ".tsv", ".txt", ".parquet", ".pq", ".xlsx")
 TOO_LONG = "lines with a cell that is too long"
 """Key of ``DataFrame.attrs``: the lines that were left out because a cell is longer than any report."""
+
+ENCODING = "encoding that was guessed"
+"""Key of ``DataFrame.attrs``: how bytes that are no Unicode were read."""
 
 _MAX_WORKBOOK_BYTES = 2**30
 _MAX_COLUMNS = 256
@@ -173,9 +177,12 @@ def _long_cells() -> Iterator[None]:
 
 
 def _read_delimited(path: Path) -> pd.DataFrame:
-    text = _decode(path)
+    text, guessed = _decode(path)
     with _long_cells():
-        return _split(text, path)
+        frame = _split(text, path)
+    if guessed:
+        frame.attrs[ENCODING] = guessed
+    return frame
 
 
 def _split(text: str, path: Path) -> pd.DataFrame:
@@ -210,23 +217,32 @@ def _split(text: str, path: Path) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=header, index=pd.Index(lines, name="line", dtype="int64"), dtype=str)
 
 
-def _decode(path: Path) -> str:
+def _decode(path: Path) -> tuple[str, str]:
+    """Return the text of a file, and the name of its encoding where that had to be guessed."""
     data = path.read_bytes()
-    encodings = ("utf-16",) if data[:2] in (b"\xff\xfe", b"\xfe\xff") else ("utf-8-sig", "cp1252")
-    for encoding in encodings:
+    for encoding in _encodings(data):
         try:
-            return data.decode(encoding)
+            text = data.decode(encoding)
         except UnicodeDecodeError:
             continue
+        return text, "Windows-1252" if encoding == "cp1252" else ""
     raise BadTable(
         f"the table {file_token(path)} is neither UTF-8, UTF-16 nor Windows-1252 text.",
         hint="Export it as UTF-8.",
     )
 
 
+def _encodings(data: bytes) -> tuple[str, ...]:
+    if data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+        return ("utf-16",)
+    if b"\0" in data[:2]:  # a header begins with a letter or a quotation mark: UTF-16 without its mark
+        return ("utf-16-le",) if data[1:2] == b"\0" else ("utf-16-be",)
+    return ("utf-8-sig", "cp1252")
+
+
 def _delimiter(text: str, *, prefer: str) -> str:
-    """Return the delimiter that gives the most columns with the same number in the first rows."""
-    best, most = prefer, (0, 0)
+    """Return the delimiter that cuts the largest share of the first rows as the header, into most columns."""
+    best, most = prefer, (0.0, 0)
     for delimiter in (prefer, ",", "\t", ";", "|"):
         widths: list[int] = []
         try:
@@ -237,9 +253,9 @@ def _delimiter(text: str, *, prefer: str) -> str:
                     break
         except csv.Error:
             pass  # the real reading names the line
-        if not widths:
+        if not widths or widths[0] < 2:
             continue
-        score = (int(widths[0] > 1) * sum(width == widths[0] for width in widths), widths[0])
+        score = (sum(width == widths[0] for width in widths) / len(widths), widths[0])
         if score > most:
             best, most = delimiter, score
     return best
