@@ -18,6 +18,7 @@ from PIL import Image as Pillow
 
 from medvl.errors import UsageError
 from medvl.notice import NOTICE
+from medvl.preprocess.sources.tables import safe_cell
 from medvl.records import Record
 from medvl.splits import SPLITS
 from medvl.store import Store, decode, new_folder, read_payload
@@ -30,8 +31,6 @@ Pixels: TypeAlias = Literal["image", "volume"]
 _NAMES = {"train": "train", "val": "validation", "test": "test"}
 """Split to the name that Hugging Face gives it."""
 _ROW_GROUP = 100
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
-"""A spreadsheet runs a cell that begins with one of these."""
 
 _STATES = pa.list_(pa.struct([("finding", pa.string()), ("state", pa.string())]))
 _BOXES = pa.list_(
@@ -238,7 +237,8 @@ def _picture(store: Store, record: Record) -> tuple[bytes, str]:
 def _folder_header(findings: Sequence[str]) -> list[str]:
     ids = ["file_name", "record_id", "study_id", "patient_id", "view", "laterality", "text", "report"]
     return [
-        _safe(name) for name in (*ids, *(f"label_{f}" for f in findings), *(f"said_{f}" for f in findings))
+        safe_cell(name)
+        for name in (*ids, *(f"label_{f}" for f in findings), *(f"said_{f}" for f in findings))
     ]
 
 
@@ -246,11 +246,7 @@ def _folder_row(record: Record, file_name: str, findings: Sequence[str]) -> list
     cells = [file_name, record.record_id, record.study_id, record.patient_id, record.view, record.laterality]
     cells += [" ".join(record.retrieval), record.report]
     cells += [states.get(finding) for states in (record.labels, record.said) for finding in findings]
-    return [_safe(cell or "") for cell in cells]
-
-
-def _safe(cell: str) -> str:
-    return f"'{cell}" if cell.startswith(_FORMULA) else cell
+    return [safe_cell(cell or "") for cell in cells]
 
 
 def _card(store: Store) -> str:
