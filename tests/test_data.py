@@ -128,6 +128,19 @@ def test_records_without_text_or_geometry_are_counted(store, tmp_path):
         PairDataset(Store(tmp_path), "test", input=INPUT)
 
 
+def test_the_rewritten_view_reads_rewritten_records_alone(store, tmp_path):
+    (tmp_path / "shards").mkdir()
+    samples = [
+        (dataclasses.replace(record, split="train", rewritten=(f"Rewritten {i}.",) if i < 4 else ()), pixels)
+        for i, (record, pixels) in zip(range(10), store, strict=False)
+    ]
+    write_store(tmp_path, samples)
+    pairs = PairDataset(Store(tmp_path), "train", input=INPUT, view="rewritten")
+    assert [pairs[row].sentences for row in range(4)] == [(f"Rewritten {i}.",) for i in range(4)]
+    assert len(pairs) == 4 and len(set(pairs.report.tolist())) == 4  # keyed by what is read
+    assert pairs.skipped == {"no text": 6}  # though they all have retrieval sentences
+
+
 def test_a_new_split_follows_patients(store):
     splits = {}
     for split in ("train", "val", "test"):
@@ -360,6 +373,26 @@ def test_two_workers_resume_anywhere_with_the_same_bits(store, augment):
     for a, b in zip([*plain, *plain[5:]], [*worked, *resumed], strict=True):
         for field in dataclasses.fields(a):
             assert torch.equal(getattr(a, field.name), getattr(b, field.name)), field.name
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+@pytest.mark.parametrize("kept", [0, 1, 3, 20])
+def test_batches_that_are_kept_are_not_written_over(store, kept):
+    """The memory of the last ``kept`` batches is in use while the workers write the next ones."""
+    pairs = PairDataset(store, "train", input=INPUT, cache_mb=0)
+    order = BatchOrder(len(pairs), size=8, seed=0)
+    held, lent = {}, set()
+    stream = BatchStream(pairs, order=order, encode=encode, start=0, stop=20, workers=2)
+    for step, batch in enumerate(stream):
+        lent.add(batch.images.data_ptr())
+        held[step] = batch.images[1:, 0]  # a view keeps the whole place
+        held.pop(step - kept, None)
+        del batch
+    assert list(held) == list(range(20 - kept, 20))
+    for step, images in held.items():
+        expected = pairs.batch(order.keys(step), encode=encode).images[1:, 0]
+        assert torch.equal(images, expected), step
+    assert kept == 20 or len(lent) <= 8 + kept  # places are used again
 
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
