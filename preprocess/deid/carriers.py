@@ -10,9 +10,10 @@ from pathlib import Path, PurePosixPath
 
 from medvl.errors import InputError
 from medvl.preprocess.deid.facts import Facts, read_facts
-from medvl.preprocess.deid.names import COMMON, name_parts
+from medvl.preprocess.deid.names import name_parts
 from medvl.preprocess.deid.tables import identifying_columns
 from medvl.preprocess.deid.values import REMOVED, move_date
+from medvl.preprocess.deid.words import COMMON
 from medvl.preprocess.pseudonyms import Pseudonyms
 from medvl.preprocess.sources.discovery import TABLE_SUFFIXES, discover
 

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterator
 
 from medvl.preprocess.deid.dates import Span
+from medvl.preprocess.deid.words import CLINICAL
 
 __all__ = ["find_patterns"]
 
@@ -26,16 +27,20 @@ _STOP = _any(
     PH\.?D
     """
 )
-_W = rf"(?!(?i:{_STOP})\b|X+\b)[A-ZÀ-Þ](?:[\w-]|['’](?=\w\w))+"
+_P = r"(?:(?:[Vv][ao]n|[Dd](?:e|el|ella|er|en|i|a|os|u)|[Ll][ae]|[AaEe]l|[Bb]in|[Ii]bn|[Tt]e[rn])[ -]){0,2}"
+_W = rf"{_P}(?!(?i:{_STOP})\b|X+\b)[A-ZÀ-Þ](?:\w|-(?=[A-ZÀ-Þ])|['’](?=\w\w))+"
 _I = r"[A-Z]\b\.?"
 _NAME = rf"(?:{_I} ?){{0,2}}{_W}(?: (?:{_I} )?{_W}){{0,2}}"
 _LAST_FIRST = rf"{_W}(?: {_W})?, ?{_W}(?: {_I})?"
 _NUMBER = r"(?=[A-Za-z-]{0,6}\d)[A-Za-z0-9][A-Za-z0-9/-]{2,24}"
 
 _TITLED = re.compile(
-    rf"(?:[D](?:[Rr]s?|octor)|M(?:rs?|s|iss|RS)|Prof(?:essor)?)\b(?:\. ?| )(?P<name>{_NAME})"
-    r"|(?:[Dd]r)\. ?(?P<low>(?!the\b|and\b|to\b|for\b|on\b|in\b|at\b)[a-z]{3,})"
+    rf"(?:(?P<bare>DR|MRS)\s{{1,2}}|(?:D(?:[Rr]s?|RS|octor)|M(?:rs?|s|iss|RS)|Prof(?:essor)?"
+    rf"|Nurse|Señora?|Frau|Herr|Mme|Monsieur)\b(?:\.\s{{0,2}}|\s{{1,2}})|(?:MR|MS|MISS|Sra?)\.\s{{1,2}})"
+    rf"(?P<name>{_NAME}(?:(?:, | and | & |, and ){_NAME}){{0,3}})"
+    r"|(?:[Dd]rs?|[Mm]rs?|[Mm]s)(?:\. ?|(?<=[Dd]r) |(?<=mrs) )(?P<low>(?!XX)[a-z]{3,}(?:-[a-z]{3,})?)\b"
 )
+_LOW_STOP = frozenset("the and for was has had who not may can did via per".split())
 _DONE = _any(
     """
     signed dictated transcribed verified approved interpreted finalized authenticated read reviewed
@@ -47,16 +52,26 @@ _ROLES = _any(
     radiologist technologist attending(?:_physician|_radiologist)? resident fellow dictator
     transcriptionist consultant
     (?:(?:referring|ordering|requesting|interpreting|reading|attending)_)?(?:physician|provider|clinician)
-    (?:(?:patient|pt)(?:'s)?_)?name
+    (?:(?:patient|pt)(?:'s)?_)?name cc (?:performing_)?tech signed
     """
+)
+_TOLD = re.compile(
+    rf"\b(?:discussed with|(?:communicated|relayed|conveyed|telephoned|called|reported|given|faxed|paged) to|"
+    rf"notified|spoke (?:to|with)|on behalf of|informed|[Rr]eferred by|^I,|(?:[Tt]he )?[Pp]atient,|[Pp]atient name|"
+    rf"(?:[Rr]egards|[Ss]incerely|[Tt]hank you|[Yy]ours \w+),)\s+(?P<name>{_W},? (?:{_I} ?)?{_W}(?: {_W})?)"
+    rf"|\b(?:wife|husband|son|daughter|mother|father|brother|sister|spouse|partner|Daughter|Son|Wife|Husband|Mother|Father)"
+    rf",? \(?(?P<kin>(?-i:{_W})(?: {_W})?)",
+    re.MULTILINE,
 )
 _SIGNED = re.compile(
     rf"\b(?i:{_DONE}(?: and \w+)?(?: electronically)? by|{_ROLES})(?:\s*:\s*|(?<=by) )(?:(?i:dr)\.? )?"
     rf"(?P<name>{_LAST_FIRST}|{_NAME})"
 )
-_PATIENT = re.compile(rf"\b(?:Patient|PATIENT|Pt|PT|Re|RE): ?(?P<name>{_LAST_FIRST}|{_W} (?:{_I} )?{_W})")
+_PATIENT = re.compile(
+    rf"\b(?:Patient|PATIENT|Pt|PT|Re|RE|cc|CC)(?:: ?|(?<=Pt)\. )(?P<name>{_LAST_FIRST}|{_W} (?:{_I} )?{_W})"
+)
 _CREDENTIAL = re.compile(
-    r"[DFMPR](?:\.?D\.?|\.?O\.|h\.?D\.?|BBS|BBCh|RCR|RCPC|N\.?|A-C|RA)(?![\w-])"
+    r"[DFMPR](?:\.?D\.?|\.?O\.|h\.?D\.?|BBS|\.B\.B\.S|BBCh|RCR|RCPC|ACR|ACP|RCP|RCS|N\.?|A-C|RA|NP)(?![\w-])"
     r"|(?:(?<=, )(?:DO|RN|PA|NP|RT))(?![\w-])"
 )
 _NAME_BEFORE = re.compile(rf"(?<!\w)(?P<name>{_NAME}),? $")
@@ -64,29 +79,40 @@ _OWNERS = _any(
     """
     patient pt hospital study exam visit encounter account acct chart case order unit specimen insurance
     policy license member NHS CHI SSN social_security health_card medicare passport personal
-    medical_record accession acc record
+    medical_record accession acc record hosp hospital_reg registration reg client client_record
     """
 )
 _KEYWORD_ID = re.compile(
     rf"\b(?i:MRN|M\.R\.N\.|URN|medical record|accession|"
     rf"{_OWNERS}(?: (?:id|identifier|number|no|num|nr|code|record)\b|(?= ?#))+"
-    r"|SSN|NHS|patient_id|study_id|subject_id)"
-    rf"\.?[ ]?(?:[:#=]|is|was)?[ ]?#?[ ]?(?P<id>{_NUMBER}(?:[ ]\d{{2,6}}){{0,3}})(?!\w)"
+    r"|SSN|SS(?= ?#)|NHS|patient_id|study_id|subject_id|Acc(?=[:#]))"
+    rf"\.?[ ]?(?:[:#=-]|is|was)?[ ]?#?[ ]?"
+    rf"(?P<id>{_NUMBER}(?:[ ]\d{{2,6}}){{0,3}}|\d\d(?: \d{{1,4}}){{2,4}})(?!\w)"
 )
 _PHONE = re.compile(
-    r"(?:\+\d{1,3}[ .-]?)?(?:\(\d{3}\) ?|\d{3}[.-])\d{3}[.-]\d{4}(?!\d)"
+    r"(?:\+\d{1,3}[ .-]?)?(?:\(\d{3}\) ?|\d{3}[.-])\d{3}[.-]\d{4}(?!\d)(?:,? ?(?:x|ext\.?|extension) ?\d{1,6}\b)?"
+    r"|0\d{1,4}(?: \d{2,5}){2,4}(?![\d.])|0\d{2,4}/\d{5,8}(?!\d)|(?P<run>\d{9,20})(?![\w.])"
     r"|\+\d{1,3}(?:[ .-]?\(?\d{1,5}\)?){2,5}(?!\d)|(?P<ssn>\d{3}-\d\d-\d{4})(?!\d)"
 )
-_PHONE_GATE = re.compile(r"\d\d[.-]\d{4}|\d-\d\d-\d{4}|\+\d")
+_DATE_RUN = re.compile(r"(?:19|20)\d\d(?:0\d|1[0-2])[0-3]\d(?:[01]\d|2[0-3])[0-5]\d(?:[0-5]\d)?")
+_PHONE_GATE = re.compile(r"\d\d[.-]\d{4}|\d-\d\d-\d{4}|\+\d|\d{9}|0\d+[/ ]\d\d")
 _LINES = _any(
-    "phone telephone tel pager beeper fax mobile cell cellphone extension ext x-?tension pgr contact"
+    "phone telephone tel ph fon telefon pager beeper bleep fax mobile cell cellphone extension ext x-?tension pgr"
+    " contact voicemail vm ascom vocera call_back"
 )
 _KEYWORD_PHONE = re.compile(
     rf"\b(?i:{_LINES}\.?[ ]?(?:number|no\.?|\#|at|is)?[ ]?[:#.]?[ ]?)"
-    r"(?P<id>\+?[\d(][\d().-]{0,6}(?:[ ]?[\d().-]{2,5}){0,4}\d)(?!\w)"
+    r"(?P<id>\+?[\d(][\d().-]{0,6}(?:[ ]?[\d().-]{2,5}){0,4}\d)"
+    r"(?!\w| ?(?:mm|cm|HU|%|per\b|x\b|French|cells?\b|images?\b))"
 )
-_EMAIL = re.compile(r"[\w.+-]+@[\w-]+(?:\.[\w-]+)+")
-_URL = re.compile(r"(?:https?://|www\.)[^\s<>()\"\]]*[\w/]", re.IGNORECASE)
+_EMAIL = re.compile(r"[\w.+-]+(?:@| ?[(\[]at[)\]] ?)[\w-]+(?:\.[\w-]+)+")
+_URL = re.compile(
+    r"(?:https?://|s?ftp://|file://|www\.|\\\\)[^\s<>()\"\]]*[\w/]"
+    r"|[a-z][\w-]*(?:\.[\w-]+)*\.(?:com|org|net|edu|gov|nhs\.uk|local)\b(?:/[^\s<>()\"\]]*[\w/])?"
+    r"|(?:10|1[0-9]\d|2[0-5]\d)(?:\.\d{1,3}){3}(?![\d.]*\d)",
+    re.IGNORECASE,
+)
+_UID = re.compile(r"[0-2](?:\.\d+){5,}")
 _STREETS = "Street Avenue Road Boulevard Lane Drive Highway Parkway Terrace Square"
 _ZIP = r"(?:,? [A-Z]{2})?(?:,? \d{5}(?:-\d{4})?)?"
 _ADDRESS = re.compile(
@@ -95,10 +121,13 @@ _ADDRESS = re.compile(
     rf"{_any(_STREETS + ' St Ave Rd Blvd Ln Hwy Pkwy Court Way Place')}\b\.?"
     rf"(?:,? (?:Apt|Suite|Ste|Unit|#)\.? ?\w{{1,5}})?(?:,? [A-Z][a-z]+(?: [A-Z][a-z]+)?)?{_ZIP}"
     rf"|[1-9]\d{{0,4}} (?:[A-Z]+ ){{1,3}}{_any(_STREETS.upper() + ' BLVD AVE')}\b(?:, [A-Z]+)?{_ZIP}"
-    r"|P\.?O\.? Box \d+"
+    rf"|[1-9]\d{{0,4}} (?:[A-Z]+ ){{1,2}}(?:ST|RD|LN|DR|CT)\b(?:,? [A-Z]+){{1,2}},? \d{{5}}(?:-\d{{4}})?"
+    r"|P\.? ?O\.? (?i:Box) \d+|(?<=[Zz][Ii][Pp])(?: code)?:? ?\d{5}(?:-\d{4})?"
+    r"|[A-ZÄÖÜ]\w+(?:straße|strasse|gasse|allee) \d{1,4}\w?(?:, \d{5} [A-ZÄÖÜ]\w+)?"
+    r"|[1-9]\d{0,3},? (?:rue|calle|via) (?:(?:de|du|des|la|del|di) )*[A-Z]\w+"
 )
 _ADDRESS_CUE = re.compile(
-    r"\b(?i:(?:home |street |mailing )?address)\s*:\s*(?P<id>[^\n;]{4,80}?)(?=\s*(?:$|[\n;]|\.(?:\s|$)))"
+    r"\b(?i:(?:home |street |mailing )?address)(?:\s*:\s*| (?=\d))(?P<id>[^\n;]{4,80}?)(?=\s*(?:$|[\n;]|\.(?:\s|$)))"
 )
 # Words before "hospital" or "clinic" that name none: the outside hospital, the chest clinic.
 _GENERIC = _any(
@@ -125,14 +154,29 @@ _HOUSES = _any(
 _HOUSE = re.compile(rf"\b(?i:{_HOUSES})\b(?: (?:of|de)(?: {_H}){{1,3}})?")
 _HOUSE_NAME = re.compile(rf"(?<![\w'’-])(?:{_H} (?:(?:of|and|&|for) )?){{1,4}}(?:(?i:{_SORTS}) ){{0,3}}$")
 _UNIVERSITY = re.compile(rf"[Uu](?i:niversity) of (?:{_H})(?: {_H}){{0,2}}")
+_CARETS = re.compile(
+    r"[A-ZÀ-Þ][\w'’-]+(?: [A-Z][\w'’-]+)?\^[A-ZÀ-Þ][\w'’.-]*(?:\^[\w'’.]*)*|(?P<number>\w*\d{4,}\w*)\^{2,}[\w&^.]*"
+)
+_BIRTH = re.compile(
+    r"\b(?i:DOB|D\.O\.B\.?|(?:date of )?birth ?(?:date|day)?|born(?: on| in)?|geb(?:oren)?(?: am)?)\.?\s*[:=]?\s*"
+    r"(?P<date>\d{1,4}[./-]\d{1,2}[./-]\d{2,4}|\d{8}|(?:19|20)\d\d|\d{1,2}[ -][A-Za-z]{3,9}\.?[ ,-]{1,2}\d{2,4}"
+    r"|[A-Z][a-z]{2,8}\.? \d{1,2},? \d{2,4})(?![\w])"
+)
 _OLD = re.compile(
     r"(?P<age>9\d|1[0-4]\d)(?=[- ]?(?i:years?|yrs?|yr\.?)[- ]?"
     r"(?i:old|of[- ]age|male|female|man|woman|lady|gentleman|[MF]\b)"
-    r"|[- ]?(?i:y\.? ?o\b|y/o\b|yo[mf]?\b)|[MF]\b|-?(?i:year|yr)s?\b-)"
+    r"|[- ]?(?i:y\.? ?o\b|y/o\b|yo[mf]?\b|y[ -]?[mf]?\b|y-o\b|jährig|años\b|ans\b)|[MF]\b|-?(?i:year|yr)s?\b-)"
 )
-_AGED = re.compile(r"\b(?i:aged?)(?: is|:|=| of)? ?(?P<age>9\d|1[0-4]\d)(?![\d+%]|\.\d| ?(?:mm|cm))")
+_AGED = re.compile(r"\b(?i:aged?)(?: is|:|=| of)? ?0?(?P<age>9\d|1[0-4]\d)(?![\d+%]|\.\d| ?(?:mm|cm))")
+
+_SPELT = re.compile(
+    r"\b(?P<age>(?i:ninety|one hundred)(?:[ -](?i:and )?(?i:one|two|three|four|five|six|seven|eight|nine))?)"
+    r"(?=[ -](?i:years?)[ -]olds?)"
+)
+_WARM = re.compile(r"(?i:temp|fever|febrile|t ?max)")
 
 
+_OF_WORDS = ("name", "address")
 LEAST_DIGITS = 4
 """Of a telephone number or an extension: a cell of 12 mm has none."""
 
@@ -145,7 +189,7 @@ def find_patterns(text: str, low: str) -> Iterator[Span]:
         low: the report in lower case.
     """
     for gate, find in _FINDERS:
-        if any(word in low for word in gate):
+        if any(map(low.__contains__, gate)):
             yield from find(text)
 
 
@@ -158,8 +202,9 @@ def _by(pattern: re.Pattern[str], kind: str) -> Callable[[str], Iterator[Span]]:
             found = match[group] or ""
             if kind == "phone" and sum(map(str.isdigit, found)) < LEAST_DIGITS:
                 continue
-            if found and not _inside_word(text, match.start()):
-                yield Span(*match.span(group), kind, f"[{kind}]")
+            if not found or _inside_word(text, match.start()) or (kind in _OF_WORDS and _is_clinical(found)):
+                continue
+            yield Span(*match.span(group), kind, f"[{kind}]")
 
     return find
 
@@ -176,19 +221,51 @@ def _inside_word(text: str, start: int) -> bool:
 
 def _titled(text: str) -> Iterator[Span]:
     for match in _TITLED.finditer(text):
-        if not _inside_word(text, match.start()):
-            yield Span(*match.span("name" if match["name"] else "low"), "name", "[name]")
+        if _inside_word(text, match.start()):
+            continue
+        if match["low"]:
+            if match["low"] not in CLINICAL and match["low"] not in _LOW_STOP:
+                yield Span(*match.span("low"), "name", "[name]")
+            continue
+        name = match["name"]
+        first = match[0][:2].lower()
+        # "Dr. Smith, Jones and Brown" names one person, unless the title is that of several.
+        if (cut := re.search(r",| and | & ", name)) and not (first == "dr" and match[0][2:3].lower() == "s"):
+            name = name[: cut.start()]
+        if (match["bare"] or first in ("nu", "pr", "mi")) and _is_clinical(name):
+            continue
+        start = match.start("name")
+        yield Span(start, start + len(name), "name", "[name]")
+
+
+def _is_clinical(name: str) -> bool:
+    """Whether what could be a name is made of words that no name is made of."""
+    return all(word in CLINICAL or len(word) < 2 for word in re.findall("[a-z]+", name.lower()))
+
+
+def _told(text: str) -> Iterator[Span]:
+    for match in _TOLD.finditer(text):
+        group = "kin" if match["kin"] else "name"
+        if not _any_clinical(match[group]):
+            yield Span(*match.span(group), "name", "[name]")
 
 
 def _credentialed(text: str) -> Iterator[Span]:
     for match in _CREDENTIAL.finditer(text):
-        if name := _NAME_BEFORE.search(text, max(0, match.start() - 60), match.start()):
+        name = _NAME_BEFORE.search(text, max(0, match.start() - 60), match.start())
+        if name and not _any_clinical(name["name"]):
             yield Span(*name.span("name"), "name", "[name]")
+
+
+def _any_clinical(name: str) -> bool:
+    return any(word in CLINICAL for word in re.findall("[a-z]{3,}", name.lower())) or _is_clinical(name)
 
 
 def _hospitals(text: str) -> Iterator[Span]:
     for match in _HOUSE.finditer(text):
         name = _HOUSE_NAME.search(text, max(0, match.start() - 80), match.start())
+        if name and _is_clinical(name[0]):
+            name = None
         if name or re.search(" (?:of|de) ", match[0]):
             yield Span(name.start() if name else match.start(), match.end(), "hospital", "[hospital]")
     for match in _UNIVERSITY.finditer(text):
@@ -200,14 +277,39 @@ def _phones(text: str) -> Iterator[Span]:
         return
     for match in _PHONE.finditer(text):
         if not _inside_word(text, match.start()) and (match["ssn"] or sum(map(str.isdigit, match[0])) >= 8):
-            kind = "id" if match["ssn"] else "phone"
+            if match["run"] and _DATE_RUN.fullmatch(match["run"]):
+                continue
+            if match[0][0] == "0" and " " in match[0] and sum(map(str.isdigit, match[0])) < 9:
+                continue
+            kind = "id" if match["ssn"] or match["run"] else "phone"
             yield Span(*match.span(), kind, f"[{kind}]")
 
 
+def _uids(text: str) -> Iterator[Span]:
+    for match in _UID.finditer(text):
+        # Those that the standard defines (1.2.840.10008) name no one.
+        if len(match[0]) >= 16 and not match[0].startswith("1.2.840.10008."):
+            yield Span(*match.span(), "id", "[id]")
+
+
+def _carets(text: str) -> Iterator[Span]:
+    """Yield what HL7 left in a text: SMITH^JOHN^Q, 123456^^^HOSP."""
+    for match in _CARETS.finditer(text):
+        kind = "id" if match["number"] else "name"
+        if match["number"] or not _is_clinical(match[0]):
+            yield Span(*match.span(), kind, f"[{kind}]")
+
+
+def _births(text: str) -> Iterator[Span]:
+    for match in _BIRTH.finditer(text):
+        yield Span(*match.span("date"), "date", "[date]")
+
+
 def _ages(text: str) -> Iterator[Span]:
-    for pattern in (_OLD, _AGED):
+    for pattern in (_OLD, _AGED, _SPELT):
         for match in pattern.finditer(text):
-            if not _inside_word(text, match.start()):
+            before = text[max(0, match.start() - 20) : match.start()]
+            if not _inside_word(text, match.start()) and not _WARM.search(before):
                 yield Span(*match.span("age"), "age", "90+")
 
 
@@ -217,37 +319,49 @@ def _gate(words: str) -> tuple[str, ...]:
 
 
 _FINDERS: tuple[tuple[tuple[str, ...], Callable[[str], Iterator[Span]]], ...] = (
-    (_gate("dr mr ms_ ms. miss prof doctor"), _titled),
+    (_gate("dr mr ms_ ms. miss prof doctor nurse señor sr. sra. frau herr mme monsieur"), _titled),
     (
-        _gate("_by_ _by: ogist attending resident fellow dictator consultant ician provider name tionist"),
+        _gate(
+            "_by_ _by: cc: tech: signed: ogist attending resident fellow dictator consultant ician provider name tionist"
+        ),
         _by(_SIGNED, "name"),
     ),
-    (_gate("patient: pt: re:"), _by(_PATIENT, "name")),
+    (_gate("patient: pt: pt. re: cc:"), _by(_PATIENT, "name")),
+    (
+        _gate(
+            "_with_ _to_ notified informed behalf i,_ patient regards sincerely thank yours wife husband son_"
+            " daughter mother father brother sister spouse partner referred_by"
+        ),
+        _told,
+    ),
     (_gate("md m.d d.o phd ph.d mbb frc _rn r.n pa-c ,_do ,_pa ,_np ,_rt rra"), _credentialed),
     (
         (
             *_gate(
                 "mrn m.r.n urn_ urn: record accession _id_ _id: _id# number _no. _no: patient_no_ case_no_"
             ),
-            *_gate("chart_no_ hospital_no_ # ssn nhs identifier _nr _code"),
+            *_gate("acc: acc# ss# ss_# hosp_no client chart_no_ hospital_no_ # ssn nhs identifier _nr _code"),
             *("patient_id", "study_id", "subject_id"),
         ),
         _by(_KEYWORD_ID, "id"),
     ),
-    (_gate("- . + ("), _phones),
+    (("-", ".", "+", "(", " 0", "0", "1", "2"), _phones),
     (
         _gate(
-            "phone tel_ tel: tel. pager beeper fax mobile_ cell_ cell: _ext_ _ext. _ext: extension_ tension"
+            "ph:_ ph_ fon_ telefon bleep voicemail vm_ ascom vocera call_back phone tel_ tel: tel. pager beeper fax mobile_ cell_ cell: _ext_ _ext. _ext: extension_ tension"
             " pgr contact_"
         ),
         _by(_KEYWORD_PHONE, "phone"),
     ),
-    (_gate("@"), _by(_EMAIL, "email")),
-    (_gate("http www."), _by(_URL, "url")),
+    (_gate("@ (at) [at]"), _by(_EMAIL, "email")),
+    (_gate(":// www. \\\\ .com .org .net .edu .gov .nhs .local 10. 172. 192."), _by(_URL, "url")),
+    (_gate("1.2. 1.3. 2.16. 2.25."), _uids),
+    (_gate("^"), _carets),
+    (_gate("dob d.o.b birth born geb"), _births),
     (
         _gate(
             "street avenue road boulevard lane drive highway parkway terrace square _st_ _st. _st, _ave _rd"
-            " blvd _ln hwy pkwy court _way _place box_"
+            " blvd _ln hwy pkwy court _way _place box_ _st_ _rd_ zip straße strasse gasse allee rue_ calle_ via_"
         ),
         _by(_ADDRESS, "address"),
     ),
@@ -259,6 +373,6 @@ _FINDERS: tuple[tuple[tuple[str, ...], Callable[[str], Iterator[Span]]], ...] = 
         ),
         _hospitals,
     ),
-    (_gate("year yr y.o y._o y/o yo_ yo, yo. 9m 9f age"), _ages),
+    (_gate("year yr 9y 9_y y-o jährig años ans_ y.o y._o y/o yo_ yo, yo. 9m 9f age"), _ages),
 )
 """Words one of which must be in the text, and the search that only then is worth its time."""
