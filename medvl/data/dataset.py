@@ -231,17 +231,23 @@ class PairDataset(Dataset[Pair]):
         return self.finish(self.draft(keys, encode=encode), images=images, mask=mask)
 
     @functools.cached_property
-    def _grey(self) -> Float[np.ndarray, "channels 256"]:
-        """What each of the 256 grey values becomes: looking it up is a third of the work of normalising."""
-        return self.input.normalise(np.arange(256, dtype=np.uint8)[None])[:, 0]
+    def _greys(self) -> Float[np.ndarray, "channels 65536"]:
+        """What each two neighbouring grey values become, as 8 bytes: one look-up writes two pixels."""
+        grey = self.input.normalise(np.arange(256, dtype=np.uint8)[None])[:, 0]
+        both = np.arange(2**16, dtype=np.uint16).view(np.uint8).reshape(-1, 2)
+        return grey[:, both].view(np.float64)[..., 0]
 
     def _normalise(
-        self,
-        canvas: UInt8[np.ndarray, "rows columns"],
-        image: Float[np.ndarray, "channels rows columns"],
+        self, canvas: UInt8[np.ndarray, "rows columns"], image: Float[np.ndarray, "channels rows columns"]
     ) -> None:
-        for values, channel in zip(self._grey, image, strict=True):
-            np.take(values, canvas, out=channel, mode="clip")  # "raise" would buffer the output
+        """Write the bits of :meth:`medvl.specs.InputSpec.normalise`; looking them up takes half the time."""
+        if canvas.size % 2:
+            image[...] = self.input.normalise(canvas)
+            return
+        pairs = canvas.reshape(-1).view(np.uint16)
+        for values, channel in zip(self._greys, image, strict=True):
+            out = channel.reshape(-1).view(np.float64)
+            np.take(values, pairs, out=out, mode="clip")  # "raise" would buffer the output
 
     def sentences(self, key: Key) -> tuple[str, ...]:
         """Return the sentences of one row that this epoch reads, in its order."""
