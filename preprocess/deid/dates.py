@@ -44,18 +44,30 @@ _LEAP = 2004
 # Patterns begin with a set of characters, never with a look-behind: so the search skips to candidates.
 _NUMERIC = re.compile(
     r"\d{1,4}([./-])\d{1,2}\1\d{2,4}|(?:19|20)\d{6}(?:\d{4}(?:\d\d)?)?|\d{1,2}/(?:19|20)\d\d|(?:19|20)\d\d-\d\d"
+    r"|(?:19|20)\d\d/(?:0[1-9]|1[0-2])(?![\d/])|(?:0[1-9]|1[0-2])-(?:19|20)\d\d|(?:19|20)\d\d([_ ])\d\d\2\d\d"
     r"|\d{1,2}/\d{1,2}"
 )
-_RUN = re.compile(r"\d[\d./-]{3,}")
+_RUN = re.compile(r"(?:19|20)\d\d([ _])\d\d\1\d\d|\d[\d./-]{3,}")
+_UNIT = re.compile(r" ?(?:mm|cm|m[lL]|cc|HU|%|French|Fr\b|mg|mGy|kg|x \d)")
+_VERSION = re.compile(r"(?:\b(?i:version|v|release|build)[ .]?)$")
+_RANGE = re.compile(r"(\d{1,2})/(\d{1,2})(?= ?[-–] ?\d{1,2}/\d{1,2}/((?:19|20)?\d\d)(?!\d))")
+_RANGE_GATE = re.compile(r"\d ?[-–] ?\d{1,2}/\d")
 _MONTH = re.compile(
     r"[JFMASONDjfmasond](?:[Aa][Nn]|[Ee][Bb]|[Aa][Rr]|[Pp][Rr]|[Aa][Yy]|[Uu][NnLlGg]|[Ee][Pp]|[Cc][Tt]|[Oo][Vv]|[Ee][Cc])"
     r"[A-Za-z]{0,6}"
 )
 _DAY_BEFORE = re.compile(r"(?<![\w./-])(\d{1,2})(st|nd|rd|th)?( of |, ?| |-|/|)$", re.IGNORECASE)
 _YEAR_AFTER = re.compile(r"(\.?(?:, ?|\s| of |-|/|))((?:19|20)\d\d)(?![\w/-]|\.\d)")
-_SHORT_YEAR_AFTER = re.compile(r"([-/])(\d\d)(?![\w./-])")
+_SHORT_YEAR_AFTER = re.compile(
+    r"([-/]|[-/ ]?['’]|(?<=[a-z]{3})(?=\d\d(?:\W|$))| (?=\d\d(?:[,;)\n]|\.?$|\.\s| at\b| \d\d:)))(\d\d)"
+    r"(?![\w/-]|\.\d)",
+    re.IGNORECASE,
+)
 _DAY_YEAR_AFTER = re.compile(
-    r"(\.? )(\d{1,2})(st|nd|rd|th)?(,? |,)((?:19|20)\d\d)(?![\w/-]|\.\d)", re.IGNORECASE
+    r"(\.? |[./-])(\d{1,2})(st|nd|rd|th)?(,? |,|/|-)((?:19|20)\d\d)(?![\w/-]|\.\d)", re.IGNORECASE
+)
+_DAYS_YEAR_AFTER = re.compile(
+    r"(\.? )(\d{1,2})( ?[-–/] ?| and | & |, )(\d{1,2})(,? |,)((?:19|20)\d\d)(?![\w/-]|\.\d)"
 )
 _DAY_AFTER = re.compile(
     r"(\.? )(\d{1,2})(st|nd|rd|th)?(?![\w:/%-]|\.\d| ?(?:mm|cm|x|%|percent)\b)", re.IGNORECASE
@@ -72,7 +84,8 @@ _CLAUSE_END = re.compile(
     r"\s*(?:$|[,;:)\n]|\.(?!\d)|(?:at|and|which|show(?:s|ed|ing)|demonstrat\w+|is|was|were|there|the|for|by|with|when)\b)"
 )
 _SHORT_CUE = re.compile(
-    r"\b(?:dated?:?|since|on|from|of|comparison:?|study|exam|prior|performed)[ \n]$", re.IGNORECASE
+    r"\b(?:dated?:?|since|on|from|of|comparison:?|study|exam|prior|performed|vom|am|seit|del)[ \n]$",
+    re.IGNORECASE,
 )
 
 
@@ -95,9 +108,19 @@ def _numeric(text: str, days: int) -> Iterator[Span]:
         for match in _NUMERIC.finditer(text, run.start(), run.end())
         if _stands_alone(text, match.start(), match.end())
     ]
+    found = [
+        match
+        for match in found
+        if not (
+            _UNIT.match(text, match.end()) or _VERSION.search(text, max(0, match.start() - 9), match.start())
+        )
+    ]
     day_first = _day_first(found)
+    yield from _ranges(text, days)
     for match in found:
-        if match[1]:
+        if match[2]:
+            shown = _written(days, (match[0][:4], match[0][5:7], match[0][8:]), "ymd", match[2])
+        elif match[1]:
             shown = _three_parts(text, match, days, day_first=day_first)
         elif "/" in match[0] or "-" in match[0]:
             shown = _two_parts(text, match, days)
@@ -109,11 +132,20 @@ def _numeric(text: str, days: int) -> Iterator[Span]:
 
 def _could_be_date(run: str) -> bool:
     """Sort out plain numbers and decimals before the pattern of dates is tried."""
-    return "/" in run or "-" in run or run.count(".") > 1 or len(run) in (8, 9, 12, 14)
+    return (
+        "/" in run
+        or "_" in run
+        or " " in run
+        or "-" in run
+        or run.count(".") > 1
+        or len(run) in (8, 9, 12, 14)
+    )
 
 
 def _stands_alone(text: str, start: int, end: int) -> bool:
     before, after = text[max(0, start - 2) : start], text[end : end + 2]
+    if text[start:end].isdigit() and end - start >= 8:  # IMG_20150312_101500
+        before, after = before.replace("_", " "), after.replace("_", " ")
     if before and (before[-1].isalnum() or before[-1] == "_"):
         return False
     if before[-1:] and before[-1] in "./-" and before[:-1].isalnum() and not before[-2:].endswith("-"):
@@ -136,6 +168,15 @@ def _day_first(found: list[re.Match[str]]) -> bool:
     return False
 
 
+def _ranges(text: str, days: int) -> Iterator[Span]:
+    """Yield the first date of 03/12-03/14/2015, which takes its year from the second."""
+    for match in _RANGE.finditer(text) if "/" in text and _RANGE_GATE.search(text) else ():
+        before = text[max(0, match.start() - 1) : match.start()]
+        if not before.isdigit() and before != "/" and int(match[1]) <= 12:
+            shown = _written(days, (match[1], match[2], match[3]), "mdy", "/")
+            yield Span(*match.span(), "date", shown if shown == "[date]" else shown.rpartition("/")[0])
+
+
 def _three_parts(text: str, match: re.Match[str], days: int, *, day_first: bool) -> str | None:
     separator = match[1]
     a, b, c = match[0].split(separator)
@@ -145,13 +186,10 @@ def _three_parts(text: str, match: re.Match[str], days: int, *, day_first: bool)
         return _written(days, (a, b, c), "ymd", separator)
     if len(a) > 2 or len(c) == 3 or (len(c) == 4 and not c.startswith(("18", "19", "20"))):
         return None
-    if len(c) == 2 and separator == "." and not len(a) == len(b) == 2:  # 1.2.15 numbers a heading
+    cue = _SHORT_CUE.search(text[max(0, match.start() - 14) : match.start()])
+    if len(c) == 2 and separator == "." and not len(a) == len(b) == 2 and not cue:  # 1.2.15 numbers a heading
         return None
-    if (
-        len(c) == 2
-        and separator == "-"
-        and not _SHORT_CUE.search(text[max(0, match.start() - 14) : match.start()])
-    ):
+    if len(c) == 2 and separator == "-" and not cue:
         return None  # ribs 10-11-12
     first, second = int(a), int(b)
     if not 1 <= first <= 31 or not 1 <= second <= 31 or min(first, second) > 12:
@@ -185,13 +223,14 @@ def _two_parts(text: str, match: re.Match[str], days: int) -> str | None:
     a, b = re.split("[/-]", match[0])
     if len(b) == 4 or len(a) == 4:
         year, month = (b, a) if len(b) == 4 else (a, b)
+        separator = match[0][len(a)]
         moved = _moved(int(year), int(month), 15, days) if 1 <= int(month) <= 12 else None
         if moved is None:
             return None
         shown = (
             f"{moved.month:02}" if len(month) == 2 and (month[0] == "0" or len(a) == 4) else str(moved.month)
         )
-        return f"{shown}/{moved.year}" if len(b) == 4 else f"{moved.year}-{shown}"
+        return separator.join((shown, str(moved.year)) if len(b) == 4 else (str(moved.year), shown))
     first, second = int(a), int(b)
     before = text[max(0, match.start() - 24) : match.start()]
     cue = _STRONG_CUE if (first, second) in _FRACTIONS else _CUE
@@ -249,7 +288,10 @@ def _around(
         return with_year
     if not word[0].isupper() or (word.lower() in _WORDS_TOO and word.isupper()):
         return None
-    if after := _DAY_AFTER.match(text, end):
+    # "May 2 nodules" is no date: these words need a sign before or after them
+    sure = word.lower() not in _WORDS_TOO or bool(_SHORT_CUE.search(text[max(0, start - 14) : start]))
+    after = _DAY_AFTER.match(text, end)
+    if after and (sure or _CLAUSE_END.match(text, after.end())):
         moved = _moved(_LEAP, month, int(after[2]), days)
         if moved is not None:
             shown = f"{_month(word, moved)}{after[1]}{_ordinal(moved.day, after[3], after[2])}"
@@ -270,6 +312,8 @@ def _with_year(
             return [Span(day.start(), year.end(), "date", "[date]")]
         shown = f"{_day(day, moved)}{day[3]}{_month(word, moved)}{year[1]}{str(moved.year)[-len(year[2]) :]}"
         return _with_weekday(text, day.start(), year.end(), shown, moved=moved)
+    if span := _several_days(text, word, month, days, start=start, end=end):
+        return [span]
     if after := _DAY_YEAR_AFTER.match(text, end):
         moved = _moved(int(after[5]), month, int(after[2]), days)
         if moved is None:
@@ -283,6 +327,18 @@ def _with_year(
             return [Span(start, year.end(), "date", f"{_month(word, moved)}{year[1]}{moved.year}")]
         return []
     return None
+
+
+def _several_days(text: str, word: str, month: int, days: int, *, start: int, end: int) -> Span | None:
+    """Return March 12-14, 2015 moved, or taken out where it no longer lies in one month."""
+    found = _DAYS_YEAR_AFTER.match(text, end)
+    if found is None:
+        return None
+    first, last = (_moved(int(found[6]), month, int(found[i]), days) for i in (2, 4))
+    shown = "[date]"
+    if first and last and (first.year, first.month) == (last.year, last.month):
+        shown = f"{_month(word, first)}{found[1]}{first.day}{found[3]}{last.day}{found[5]}{first.year}"
+    return Span(start, found.end(), "date", shown)
 
 
 def _day(match: re.Match[str], moved: datetime.date) -> str:

@@ -35,10 +35,11 @@ _LAST_FIRST = rf"{_W}(?: {_W})?, ?{_W}(?: {_I})?"
 _NUMBER = r"(?=[A-Za-z-]{0,6}\d)[A-Za-z0-9][A-Za-z0-9/-]{2,24}"
 
 _TITLED = re.compile(
-    rf"(?:(?P<bare>DR|MRS)\s{{1,2}}|(?:D(?:[Rr]s?|RS|octor)|M(?:rs?|s|iss|RS)|Prof(?:essor)?"
+    rf"(?:(?P<bare>DR|MRS)\s{{1,2}}|(?:D(?:[Rr]|octor)|M(?:rs?|s|iss|RS)|Prof(?:essor)?"
     rf"|Nurse|Señora?|Frau|Herr|Mme|Monsieur)\b(?:\.\s{{0,2}}|\s{{1,2}})|(?:MR|MS|MISS|Sra?)\.\s{{1,2}})"
-    rf"(?P<name>{_NAME}(?:(?:, | and | & |, and ){_NAME}){{0,3}})"
-    r"|(?:[Dd]rs?|[Mm]rs?|[Mm]s)(?:\. ?|(?<=[Dd]r) |(?<=mrs) )(?P<low>(?!XX)[a-z]{3,}(?:-[a-z]{3,})?)\b"
+    rf"(?P<name>{_NAME})"
+    rf"|(?:Drs|DRS)\b\.? (?P<several>{_NAME}(?:(?:, | and | & |, and ){_NAME}){{0,3}})"
+    r"|(?:[Dd]rs?|[Mm]rs?|[Mm]s)(?:\. ?|(?<=[Dd]r) (?!ain\b)|(?<=mrs) )(?P<low>(?!XX)[a-z]{3,}(?:-[a-z]{3,})?)\b"
 )
 _LOW_STOP = frozenset("the and for was has had who not may can did via per".split())
 _DONE = _any(
@@ -68,7 +69,8 @@ _SIGNED = re.compile(
     rf"(?P<name>{_LAST_FIRST}|{_NAME})"
 )
 _PATIENT = re.compile(
-    rf"\b(?:Patient|PATIENT|Pt|PT|Re|RE|cc|CC)(?:: ?|(?<=Pt)\. )(?P<name>{_LAST_FIRST}|{_W} (?:{_I} )?{_W})"
+    rf"\b(?:Patient|PATIENT|Pt|PT|Re|RE|cc|CC)(?:: ?|(?<=Pt)\. )(?P<name>{_LAST_FIRST}|{_W}, {_I}"
+    rf"|{_W} (?:{_I} )?{_W})"
 )
 _CREDENTIAL = re.compile(
     r"[DFMPR](?:\.?D\.?|\.?O\.|h\.?D\.?|BBS|\.B\.B\.S|BBCh|RCR|RCPC|ACR|ACP|RCP|RCS|N\.?|A-C|RA|NP)(?![\w-])"
@@ -122,7 +124,7 @@ _ADDRESS = re.compile(
     rf"(?:,? (?:Apt|Suite|Ste|Unit|#)\.? ?\w{{1,5}})?(?:,? [A-Z][a-z]+(?: [A-Z][a-z]+)?)?{_ZIP}"
     rf"|[1-9]\d{{0,4}} (?:[A-Z]+ ){{1,3}}{_any(_STREETS.upper() + ' BLVD AVE')}\b(?:, [A-Z]+)?{_ZIP}"
     rf"|[1-9]\d{{0,4}} (?:[A-Z]+ ){{1,2}}(?:ST|RD|LN|DR|CT)\b(?:,? [A-Z]+){{1,2}},? \d{{5}}(?:-\d{{4}})?"
-    r"|P\.? ?O\.? (?i:Box) \d+|(?<=[Zz][Ii][Pp])(?: code)?:? ?\d{5}(?:-\d{4})?"
+    r"|P\.? ?O\.? (?i:Box) \d+|(?i:zip)(?: code)?:? ?\d{5}(?:-\d{4})?"
     r"|[A-ZÄÖÜ]\w+(?:straße|strasse|gasse|allee) \d{1,4}\w?(?:, \d{5} [A-ZÄÖÜ]\w+)?"
     r"|[1-9]\d{0,3},? (?:rue|calle|via) (?:(?:de|du|des|la|del|di) )*[A-Z]\w+"
 )
@@ -227,20 +229,19 @@ def _titled(text: str) -> Iterator[Span]:
             if match["low"] not in CLINICAL and match["low"] not in _LOW_STOP:
                 yield Span(*match.span("low"), "name", "[name]")
             continue
-        name = match["name"]
-        first = match[0][:2].lower()
-        # "Dr. Smith, Jones and Brown" names one person, unless the title is that of several.
-        if (cut := re.search(r",| and | & ", name)) and not (first == "dr" and match[0][2:3].lower() == "s"):
-            name = name[: cut.start()]
-        if (match["bare"] or first in ("nu", "pr", "mi")) and _is_clinical(name):
-            continue
-        start = match.start("name")
-        yield Span(start, start + len(name), "name", "[name]")
+        group = "name" if match["name"] else "several"
+        careful = match["bare"] or match[0][:2].lower() in ("nu", "pr", "mi")
+        if not (careful and _is_clinical(match[group])):
+            yield Span(*match.span(group), "name", "[name]")
 
 
 def _is_clinical(name: str) -> bool:
-    """Whether what could be a name is made of words that no name is made of."""
-    return all(word in CLINICAL or len(word) < 2 for word in re.findall("[a-z]+", name.lower()))
+    """Whether what could be a name or a street is made of words that neither is made of."""
+    words = re.findall("[a-z]+", name.lower())
+    return all(word in CLINICAL or word in _LANES or len(word) < 2 for word in words)
+
+
+_LANES = frozenset("way place court lane drive square".split())
 
 
 def _told(text: str) -> Iterator[Span]:
