@@ -7,7 +7,7 @@ import hashlib
 import json
 import shutil
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from medvl.preprocess.chunks import Failure, Part
 from medvl.preprocess.plan import Job, Task
 from medvl.preprocess.pseudonyms import write_sources, write_unpaired
 from medvl.preprocess.quality import render_quality
+from medvl.preprocess.samples import OTHER_LANGUAGE
 from medvl.preprocess.sources.pairing import Pairing, Unpaired
 from medvl.preprocess.sources.reasons import HINTS
 from medvl.records import Record
@@ -114,6 +115,8 @@ class PrepareSummary:
         lines += [
             f"{check.level}: {check.count} {check.says}" for check in self.checks if check.level != "ok"
         ]
+        if self.unpaired:
+            lines.append(f"each file and row by its name: {self.store / 'private' / 'unpaired.csv'}")
         return [*lines, f"look at {self.store / 'quality.html'}", NOTICE]
 
 
@@ -163,7 +166,7 @@ class Prepared:
             unpaired=dict(sorted(Counter(entry.reason for entry in paired.unpaired).items())),
             unpaired_entries=tuple(paired.unpaired),
             columns=dict(sorted(paired.columns.items())),
-            notes=tuple(paired.notes),
+            notes=(*paired.notes, *_languages(record for part in parts for record in part.records)),
             options=dict(options),
         )
 
@@ -232,6 +235,15 @@ def assemble(prepared: Prepared, summary: PrepareSummary, *, source: Path) -> No
     }
     shutil.rmtree(out / "private" / "work", ignore_errors=True)
     write_atomic(out / "store.json", json.dumps(manifest, indent=1, sort_keys=True).encode())
+
+
+def _languages(records: Iterable[Record]) -> list[str]:
+    """Say once how many reports look like another language than the one they were read in."""
+    noted = Counter(note for record in records for note in record.notes if note.startswith(OTHER_LANGUAGE))
+    return [
+        f"{count} × {note}; --report parser=NAME reads another language"
+        for note, count in sorted(noted.items())
+    ]
 
 
 def _counts(summary: PrepareSummary) -> dict[str, Any]:

@@ -95,7 +95,9 @@ def pair_source(source: Path, tables: Tables, *, modality: str) -> tuple[Pairing
             f"the source is {layout.name}, a data set of modality '{layout.modality}'; this is '{modality}'.",
             hint=f"Use medvl {layout.modality} prepare, or --layout none to pair by file and table.",
         )
-    return layout.read(source), layout.name
+    paired = layout.read(source)
+    known = f"read as the public data set {layout.name}; --layout none pairs by file and table instead"
+    return dataclasses.replace(paired, notes=(known, *paired.notes)), layout.name
 
 
 def plan_jobs(

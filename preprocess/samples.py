@@ -17,7 +17,10 @@ from medvl.specs import text_hash
 from medvl.store import original_payload, pixel_hash
 from medvl.store.shards import Sample
 
-__all__ = ["make_sample"]
+__all__ = ["OTHER_LANGUAGE", "make_sample"]
+
+OTHER_LANGUAGE = "report: looks like language"
+"""How the note begins that a report is in another language than its rules."""
 
 _VOCABULARIES = ("cxr", "ct")
 """The modalities whose findings are read from the reports."""
@@ -92,7 +95,7 @@ def _language_notes(text: str, parser: str) -> tuple[str, ...]:
     language = guess_language(text)
     if language in ("", parser.partition("-")[0]):
         return ()
-    return (f"report: looks like language '{language}', read by the rules {parser}",)
+    return (f"{OTHER_LANGUAGE} '{language}', read by the rules {parser}",)
 
 
 def _stored_spacing(image: Image, scale: tuple[float, float]) -> tuple[float, ...] | None:

@@ -356,7 +356,7 @@ def test_padchest(read):
         "image_without_report": 1,
     }
     assert pairing.notes == (
-        "the reports are in Spanish: sections and sentences need rules in that language",
+        "the reports are in Spanish: read them with --report parser=es-1",
         "1 images are marked exclude and have no labels",
         "1 images are said to be unchanged, which is no finding",
         "1 images were MONOCHROME1 before they became PNG, which states no polarity: "

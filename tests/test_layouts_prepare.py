@@ -6,6 +6,7 @@ from collections import Counter
 
 import layouttrees
 import pytest
+from layoutfiles import grey, text
 
 from medvl.errors import UsageError
 from medvl.preprocess.pipeline import Tables, prepare
@@ -36,6 +37,25 @@ def test_the_store_holds_what_was_paired(tmp_path, tree):
     assert all(summary.splits[split] >= count for split, count in told.items())
     assert len({record.pixel_hash for record in records}) == len(items)
     assert all(record.source_shape == (48, 40) for record in records)
+
+
+def test_the_summary_says_what_was_recognised_and_in_which_language_the_reports_are(tmp_path):
+    summary, _ = made(tmp_path, "padchest")
+    told = "\n".join(summary.lines())
+    assert "note: read as the public data set padchest; --layout none pairs by file and table" in told
+    assert "note: the reports are in Spanish: read them with --report parser=es-1" in told
+    assert f"each file and row by its name: {tmp_path / 'store' / 'private' / 'unpaired.csv'}" in told
+
+
+def test_reports_in_another_language_than_their_rules_are_counted(tmp_path):
+    source = tmp_path / "source"
+    befund = "Die Lungen sind frei und gut belüftet. Das Herz ist nicht vergrößert."
+    for name in ("1", "2"):
+        grey(source / f"{name}.png")
+    text(source / "reports.csv", f"image,report\n1.png,{befund}\n2.png,The lungs are clear.\n")
+    summary = prepare(source, tmp_path / "store", workers=1)
+    told = "1 × report: looks like language 'de', read by the rules en-1; --report parser=NAME reads another"
+    assert any(note.startswith(told) for note in summary.notes)
 
 
 def test_sixteen_bit_png_files_are_read_in_full_depth(tmp_path):

@@ -12,6 +12,7 @@ METHODS: dict[str, str] = {
     "name": "the study that the file is named after",
     "loose": "an accession number of another form",
     "patient_date": "patient and study date",
+    "layout": "the tables and folders of the public data set",
 }
 """Kind of key to words for people, where the kind does not say it."""
 

@@ -126,7 +126,7 @@ def _states(cell: str) -> dict[str, LabelState]:
 
 def _notes(images: pd.DataFrame) -> list[str]:
     cells = images["Labels"].str.lower()
-    notes = ["the reports are in Spanish: sections and sentences need rules in that language"]
+    notes = ["the reports are in Spanish: read them with --report parser=es-1"]
     for word, what in (
         ("exclude", "are marked exclude and have no labels"),
         ("suboptimal study", "are marked as a suboptimal study"),
