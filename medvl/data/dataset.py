@@ -28,6 +28,9 @@ __all__ = ["Draft", "Encode", "Key", "Pair", "PairDataset", "integer_key", "labe
 
 log = logging.getLogger(__name__)
 
+_ROOM = 2**20
+"""Bytes of the memory that stored arrays are read into again and again; larger ones take their own."""
+
 Key = tuple[int, int]
 """Epoch and row: all that decides what a training sample looks like, besides the seed."""
 
@@ -137,8 +140,9 @@ class PairDataset(Dataset[Pair]):
         if 2 * len(self.records) * input.size_px[0] * input.size_px[1] <= cache_mb * 2**20:
             canvas = np.empty((len(self.records), *input.size_px), np.uint8)
             mask = np.empty(canvas.shape, bool)
+            room = self._room()
             for row in range(len(canvas)):
-                canvas[row] = self._picture(row, mask[row])
+                canvas[row] = self._picture(row, mask[row], room)
             self._canvas, self._mask = canvas, mask
         if self.skipped:
             log.info("split %s: %d records, skipped %s", split, len(self.records), self.skipped)
@@ -190,11 +194,12 @@ class PairDataset(Dataset[Pair]):
     ) -> None:
         """Write the pictures of ``keys``, augmented together and normalised, and their masks."""
         rows = [row for _, row in keys]
+        room = self._room()
         if self.augment is None:
             for i, row in enumerate(rows):
-                self._normalise(self._picture(row, mask[i]), images[i])
+                self._normalise(self._picture(row, mask[i], room), images[i])
             return
-        canvas = np.stack([self._picture(row, mask[i]) for i, row in enumerate(rows)])
+        canvas = np.stack([self._picture(row, mask[i], room) for i, row in enumerate(rows)])
         streams = [self._stream("pixels", key) for key in keys]
         moved, mask[...] = self.augment(canvas, mask, streams=streams)
         for film, image in zip(moved, images, strict=True):
@@ -270,14 +275,21 @@ class PairDataset(Dataset[Pair]):
     def _stream(self, what: str, key: Key) -> np.random.Generator:
         return draw(self.seed, what, key[0], self.records[key[1]].record_id)
 
-    def _picture(self, row: int, mask: Bool[np.ndarray, "rows columns"]) -> UInt8[np.ndarray, "rows columns"]:
+    def _room(self) -> UInt8[np.ndarray, " bytes"]:
+        """Return memory that stored arrays are read into, one after the other."""
+        return np.empty(_ROOM if self._canvas is None else 0, np.uint8)
+
+    def _picture(
+        self, row: int, mask: Bool[np.ndarray, "rows columns"], room: UInt8[np.ndarray, " bytes"]
+    ) -> UInt8[np.ndarray, "rows columns"]:
         """Return the letterboxed picture of a row and write its mask."""
         if self._canvas is not None and self._mask is not None:
             mask[...] = self._mask[row]
             return self._canvas[row]
         canvas = np.zeros(self.input.size_px, np.uint8)
         mask[...] = False
-        self.input.letterbox_into(self.store.pixels(self.records[row]), canvas=canvas, mask=mask)
+        stored = self.store.pixels(self.records[row], room=room)
+        self.input.letterbox_into(stored, canvas=canvas, mask=mask)
         return canvas
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import io
+import math
 import re
 import zlib
 from collections.abc import Iterator
@@ -81,12 +82,15 @@ def pack(array: Shaped[np.ndarray, "..."]) -> bytes:
     )
 
 
-def unpack(payload: bytes, *, most_bytes: int = _MOST_BYTES) -> Shaped[np.ndarray, "..."]:
+def unpack(
+    payload: bytes, *, most_bytes: int = _MOST_BYTES, room: UInt8[np.ndarray, " bytes"] | None = None
+) -> Shaped[np.ndarray, "..."]:
     """Return the array of :func:`pack`.
 
     Args:
         payload: the packed array.
         most_bytes: size that the array may have; a payload that announces more is refused unread.
+        room: memory that the array becomes a view of, if it is large enough; new memory if None.
 
     Raises:
         StoreError: the payload is not a compressed array, or is larger than allowed.
@@ -96,7 +100,8 @@ def unpack(payload: bytes, *, most_bytes: int = _MOST_BYTES) -> Shaped[np.ndarra
         if not 0 < announced <= most_bytes + _HEADER_BYTES:
             raise ValueError
         # One buffer for the stream, and the array is a view of it: half the time of np.load.
-        stream = np.empty(announced, np.uint8)
+        enough = room is not None and len(room) >= announced
+        stream = room[:announced] if enough else np.empty(announced, np.uint8)
         blosc2.decompress2(payload, dst=stream, nthreads=1)
         end = 10 + int(stream[8]) + 256 * int(stream[9])
         start, shape, dtype = _header(stream[: min(end, _HEADER_BYTES)].tobytes())
@@ -119,7 +124,12 @@ def _header(start: bytes) -> tuple[int, tuple[int, ...], np.dtype]:
 
 
 def decode(
-    payload: bytes, kind: str, *, shape: tuple[int, ...] | None = None, dtype: str | None = None
+    payload: bytes,
+    kind: str,
+    *,
+    shape: tuple[int, ...] | None = None,
+    dtype: str | None = None,
+    room: UInt8[np.ndarray, " bytes"] | None = None,
 ) -> Shaped[np.ndarray, "..."]:
     """Return the array of a payload of any kind.
 
@@ -128,6 +138,7 @@ def decode(
         kind: ``"npy.b2"``, ``"jpg"`` or ``"png"``.
         shape: what the record promises, or None; anything else is refused before it takes memory.
         dtype: likewise.
+        room: see :func:`unpack`; a codestream takes new memory.
 
     Raises:
         StoreError: an unknown kind, a damaged payload, or one of another shape or type than promised.
@@ -135,8 +146,8 @@ def decode(
     if kind == PACKED:
         most = _MOST_BYTES
         if shape is not None and dtype is not None:
-            most = int(np.prod(shape)) * np.dtype(dtype).itemsize
-        array = unpack(payload, most_bytes=most)
+            most = math.prod(shape) * np.dtype(dtype).itemsize
+        array = unpack(payload, most_bytes=most, room=room)
     elif kind in CODESTREAMS:
         array = _decode_grey(payload, kind, shape)
     else:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from jaxtyping import Bool, Shaped
+from jaxtyping import Bool, Shaped, UInt8
 
 from medvl.errors import StoreError, UsageError
 from medvl.records import Record
@@ -39,6 +39,7 @@ class Store:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+        self._shards = self.path / "shards"
         manifest = self.path / "store.json"
         if not manifest.is_file() or not (self.path / "index.parquet").is_file():
             raise StoreError(
@@ -152,13 +153,20 @@ class Store:
             raise UsageError(f"the filter {query!r} does not say yes or no to each record.", hint=hint)
         return found.to_numpy(bool, na_value=False)
 
-    def pixels(self, record: Record) -> Shaped[np.ndarray, "..."]:
+    def pixels(
+        self, record: Record, *, room: UInt8[np.ndarray, " bytes"] | None = None
+    ) -> Shaped[np.ndarray, "..."]:
         """Read one stored array by its offset.
+
+        Args:
+            record: of this store.
+            room: memory to read into, for those who are done with an array before they read the next one. An
+                array that does not fit with some 128 bytes of header takes new memory, as all do if None.
 
         Raises:
             StoreError: the shard is missing, the payload is cut short, or its checksum differs.
         """
-        return read_pixels(self.path / "shards", record)
+        return read_pixels(self._shards, record, room=room)
 
     def __iter__(self) -> Iterator[tuple[Record, Shaped[np.ndarray, "..."]]]:
         """Iterate over records and their arrays."""
