@@ -106,7 +106,7 @@ class PrepareSummary:
             lines.append(f"taken out of the reports: {counts}")
         lines += [f"note: {note}" for note in self.notes]
         empty = [name for name in SPLITS if not self.splits.get(name)]
-        if empty:
+        if empty and self.records:
             lines.append(
                 f"note: no record in {' and '.join(empty)}; prepare more patients, or other shares, "
                 "for example --split .6 .2 .2"

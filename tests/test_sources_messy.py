@@ -6,6 +6,7 @@ import pytest
 from test_pairing import dicom, png, reasons, reports, text
 
 from medvl.errors import BadTable
+from medvl.preprocess.sources.hl7 import read_messages
 from medvl.preprocess.sources.pairing import pair
 from medvl.preprocess.sources.tables import ENCODING, read_table
 
@@ -192,3 +193,26 @@ def test_a_table_without_texts_is_told(tmp_path):
     text(tmp_path / "t.csv", "image,diagnostic\na.png,Normal.\n")
     assert "no column of the table holds texts: name it with --column text=NAME" in pair(tmp_path).notes
     assert reports(pair(tmp_path, columns={"text": "diagnostic"})) == {"a.png": "Normal."}
+
+
+def test_columns_that_hold_the_names_of_persons_are_known_by_part_of_their_name(tmp_path):
+    png(tmp_path / "a.png")
+    header = "Bild;Befundtext;Name, Vorname;Arbeitgeber;Geburtsname/Nachname (Pat.)"
+    text(tmp_path / "t.csv", f"{header}\na.png;Herz normal.;Roe, Jo;Clinic;Poe\n")
+    (item,) = pair(tmp_path).items
+    assert (item.report, set(item.names)) == ("Herz normal.", {"Roe, Jo", "Poe"})
+
+
+def test_a_source_without_images_is_told(tmp_path):
+    text(tmp_path / "reports.csv", f"accession,report\nA,{LUNGS}\n")
+    assert "no image was found: give the folder or the archive that holds them" in pair(tmp_path).notes
+
+
+def test_a_message_that_brings_its_own_heading_gets_no_second_one():
+    lines = ("MSH|^~\\&|R|H|||2024||ORU^R01|1|P|2.3", "PID|||P1", "OBR|1||A7")
+    observed = (
+        "OBX|1|TX|X&GDT^CHEST||ADDENDUM: Small nodule.||||||A",
+        "OBX|2|TX|X&IMP^CHEST||Nodule.||||||A",
+    )
+    (message,) = read_messages("\r".join((*lines, *observed)).encode())
+    assert message.reports[0].text == "ADDENDUM: Small nodule.\nIMPRESSION:\nNodule."

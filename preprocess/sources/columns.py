@@ -6,7 +6,7 @@ import difflib
 import functools
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -181,7 +181,7 @@ def guess_columns(frame: pd.DataFrame, *, columns: Overrides | None = None) -> C
             if role in given
             else [
                 column
-                for name in names
+                for name in (*names, *(_joined_names(names, by_plain) if role == "name" else ()))
                 if (column := by_plain.get(name)) and column not in taken and _fits(frame[column], role)
             ]
         )
@@ -197,6 +197,12 @@ def guess_columns(frame: pd.DataFrame, *, columns: Overrides | None = None) -> C
     if "labels" not in given:
         chosen["labels"], why["labels"] = _guess_labels(frame, by_plain, taken)
     return Columns(**{**chosen, **given}, why={role: text for role, text in why.items() if role not in given})
+
+
+def _joined_names(names: Sequence[str], columns: Iterable[str]) -> list[str]:
+    """Return the columns whose name holds that of a person's name: ``Name, Vorname (Patient)``."""
+    long = [name for name in names if len(name) > 6]
+    return [column for column in columns if column not in names and any(name in column for name in long)]
 
 
 def plain(name: str) -> str:

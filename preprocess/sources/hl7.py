@@ -188,7 +188,8 @@ class _Reader:
             statuses.append("ADDENDUM" if _HEADINGS.get(code) == "ADDENDUM" else status)
             text = self._text(fields)
             title = _HEADINGS.get(code) or (words.upper().rstrip(":") if _is_heading(words) else "")
-            if title and title != heading and not text.upper().lstrip().startswith(title):
+            titled = text.upper().lstrip().startswith(title) or _is_heading(text.partition(":")[0].strip())
+            if title and title != heading and not titled:
                 lines.append(f"{title}:")
             heading = title or heading
             lines.append(text)

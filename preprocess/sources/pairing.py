@@ -108,6 +108,8 @@ def pair(
                 hint="Give the folder that holds them.",
             )
         notes.append("no report was found: the images are kept without text; name a table with --table PATH")
+    if not images:
+        notes.append("no image was found: give the folder or the archive that holds them")
     unpaired += [
         Unpaired("image_without_report", file_token(i.path), path=i.path) for i, _ in found if not i.report
     ]
