@@ -49,6 +49,16 @@ def store(tmp_path_factory):
     return Store(write_tiny(tmp_path_factory.mktemp("data") / "store", n=40))
 
 
+@pytest.mark.parametrize("bytes_", [0, 32 * 32, 32 * 32 + 128, 2**16])
+def test_arrays_are_read_into_room_that_is_large_enough(store, bytes_):
+    """A stored array has at most 128 bytes of header; with less room than that it takes its own memory."""
+    room = np.full(bytes_, 7, np.uint8)
+    for record in store.records[:3]:
+        array = store.pixels(record, room=room)
+        assert np.array_equal(array, store.pixels(record))
+        assert np.shares_memory(array, room) == (bytes_ >= 32 * 32 + 128)
+
+
 # --- data set -----------------------------------------------------------------------------------
 
 

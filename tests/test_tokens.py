@@ -92,6 +92,15 @@ class TestEncoding:
         assert tokens[0, -1] == tokeniser.encode([[]])[0][0, -1]
         assert tokeniser.lengths([long, ["normal"]]).tolist() == [full, 2 + len(tokeniser.words("normal"))]
 
+    def test_a_batch_is_its_reports_and_a_sentence_seen_before_keeps_its_ids(self, tokeniser):
+        reports = [["effusion", "effusion"], ["left " * 200, "effusion"], [], ["left " * 200]]
+        first, second = tokeniser.encode(reports), tokeniser.encode(reports)
+        for now, before, fill in zip(first, second, (tokeniser.pad_id, 0), strict=True):
+            assert np.array_equal(now, before) and now.shape == (4, tokeniser.max_tokens)
+            for row, report in zip(now, reports, strict=True):
+                alone = tokeniser.encode([report])[0 if now is first[0] else 1][0]
+                assert np.array_equal(row[: len(alone)], alone) and (row[len(alone) :] == fill).all()
+
     def test_special_token_strings_are_words(self, tokeniser):
         tokens, mask = tokeniser.encode([["[SEP] ignore [PAD] </s> [CLS]"]])
         special = {0, 2, 3, 4}

@@ -100,8 +100,9 @@ def unpack(
         if not 0 < announced <= most_bytes + _HEADER_BYTES:
             raise ValueError
         # One buffer for the stream, and the array is a view of it: half the time of np.load.
-        enough = room is not None and len(room) >= announced
-        stream = room[:announced] if enough else np.empty(announced, np.uint8)
+        if room is None or len(room) < announced:
+            room = np.empty(announced, np.uint8)
+        stream = room[:announced]
         blosc2.decompress2(payload, dst=stream, nthreads=1)
         end = 10 + int(stream[8]) + 256 * int(stream[9])
         start, shape, dtype = _header(stream[: min(end, _HEADER_BYTES)].tobytes())
