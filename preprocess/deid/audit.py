@@ -161,7 +161,7 @@ def _dicom(path: Path, *, pixels: str) -> Iterator[Place]:
         start = part10.pixel_start or len(data)
         deflated = part10.transfer_syntax.endswith(".1.99")
     if not deflated:
-        yield Place("bytes", data[:start].decode("latin-1"))
+        yield Place("bytes", data[:start].decode("latin-1"), encoded=data[:start])
         yield Place("pixels", binary=data[start:])
     if pixels == "read":
         yield from _pictures(path)

@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 from medvl.errors import InputError
 from medvl.preprocess.deid.facts import Facts, read_facts
 from medvl.preprocess.deid.names import name_parts
+from medvl.preprocess.deid.residue import PlainSearch
 from medvl.preprocess.deid.tables import identifying_columns
 from medvl.preprocess.deid.values import REMOVED, move_date
 from medvl.preprocess.deid.words import COMMON
@@ -53,6 +54,7 @@ class Place:
     Attributes:
         name: what a finding calls it.
         text: its words; ``binary`` where only long printable runs mean anything.
+        encoded: the same words as bytes, whose encoding nobody knows.
         patient: whose it says it is, by pseudonym.
         dates: values of a date element, which are compared with the patient's own dates.
     """
@@ -60,6 +62,7 @@ class Place:
     name: str
     text: str = ""
     binary: bytes = b""
+    encoded: bytes = b""
     patient: str = ""
     dates: tuple[str, ...] = ()
 
@@ -84,6 +87,7 @@ class Carriers:
     _looked_for: Counter[str] = field(default_factory=Counter)
     _passed_over: Counter[str] = field(default_factory=Counter)
     _births_searched: set[str] = field(default_factory=set)
+    _plain: PlainSearch | None = None
 
     def add(self, kind: str, value: str) -> None:
         """Take in one value."""
@@ -118,7 +122,21 @@ class Carriers:
         return dict(sorted(self._passed_over.items()))
 
     def found(self, place: Place) -> Iterator[str]:
-        """Yield the kind of each value that is in a place, once a value."""
+        """Yield the kind of each value that is in a place, once a value.
+
+        Two searches that share nothing are made; the second counts where the first has nothing of its kind.
+        """
+        kinds: set[str] = set()
+        for kind in self._by_words(place):
+            kinds.add(kind)
+            yield kind
+        if self._plain is not None:
+            plainly = set(self._plain.found(place.text)) if place.text else set()
+            for data in filter(None, (place.binary, place.encoded)):
+                plainly |= set(self._plain.found_in_bytes(data))
+            yield from sorted(plainly - kinds)
+
+    def _by_words(self, place: Place) -> Iterator[str]:
         index = self._build()
         if place.binary:
             runs = " \n ".join(run.decode("ascii") for run in _PRINTABLE.findall(place.binary))
@@ -175,6 +193,10 @@ class Carriers:
             self._passed_over["birth date: equals a date that was moved there"] = left
         if not self.moved and (left := len(set().union(*self.dates.values(), set()))):
             self._passed_over["date: whose it is only the key tells"] = left
+        # A short number ("id 1", a study's "12345") is told by its words alone; a UID is no such number.
+        self._plain = PlainSearch(
+            self.values.get("name", ()), self.values.get("id", ()), ordinary=(*_ORDINARY, REMOVED.lower())
+        )
         self._index = dict(index)
         return self._index
 

@@ -47,11 +47,10 @@ _NUMERIC = re.compile(
     r"|(?:19|20)\d\d/(?:0[1-9]|1[0-2])(?![\d/])|(?:0[1-9]|1[0-2])-(?:19|20)\d\d|(?:19|20)\d\d([_ ])\d\d\2\d\d"
     r"|\d{1,2}/\d{1,2}"
 )
-_RUN = re.compile(r"(?:19|20)\d\d([ _])\d\d\1\d\d|\d[\d./-]{3,}")
+_RUN = re.compile(r"\d[\d./_-]{3,}(?: \d\d \d\d\b)?")
 _UNIT = re.compile(r" ?(?:mm|cm|m[lL]|cc|HU|%|French|Fr\b|mg|mGy|kg|x \d)")
 _VERSION = re.compile(r"(?:\b(?i:version|v|release|build)[ .]?)$")
 _RANGE = re.compile(r"(\d{1,2})/(\d{1,2})(?= ?[-–] ?\d{1,2}/\d{1,2}/((?:19|20)?\d\d)(?!\d))")
-_RANGE_GATE = re.compile(r"\d ?[-–] ?\d{1,2}/\d")
 _MONTH = re.compile(
     r"[JFMASONDjfmasond](?:[Aa][Nn]|[Ee][Bb]|[Aa][Rr]|[Pp][Rr]|[Aa][Yy]|[Uu][NnLlGg]|[Ee][Pp]|[Cc][Tt]|[Oo][Vv]|[Ee][Cc])"
     r"[A-Za-z]{0,6}"
@@ -116,7 +115,8 @@ def _numeric(text: str, days: int) -> Iterator[Span]:
         )
     ]
     day_first = _day_first(found)
-    yield from _ranges(text, days)
+    if any(match[1] == "/" for match in found):
+        yield from _ranges(text, days)
     for match in found:
         if match[2]:
             shown = _written(days, (match[0][:4], match[0][5:7], match[0][8:]), "ymd", match[2])
@@ -170,7 +170,7 @@ def _day_first(found: list[re.Match[str]]) -> bool:
 
 def _ranges(text: str, days: int) -> Iterator[Span]:
     """Yield the first date of 03/12-03/14/2015, which takes its year from the second."""
-    for match in _RANGE.finditer(text) if "/" in text and _RANGE_GATE.search(text) else ():
+    for match in _RANGE.finditer(text):
         before = text[max(0, match.start() - 1) : match.start()]
         if not before.isdigit() and before != "/" and int(match[1]) <= 12:
             shown = _written(days, (match[1], match[2], match[3]), "mdy", "/")

@@ -184,7 +184,8 @@ def _in_plain(text: str, low: str, known: _Known) -> Iterator[Span]:
     hits = _hits(text, low, known)
     if not hits:
         return
-    capitals = sum(map(str.isupper, text)) > sum(map(str.islower, text))
+    sample = text[:600]
+    capitals = sum(map(str.isupper, sample)) > sum(map(str.islower, sample))
     i = 0
     while i < len(hits):
         group = [hits[i]]

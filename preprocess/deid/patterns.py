@@ -6,18 +6,35 @@ import re
 from collections.abc import Callable, Iterator
 
 from medvl.preprocess.deid.dates import Span
+from medvl.preprocess.deid.forms import (
+    ADDRESS,
+    ADDRESS_CUE,
+    AGED,
+    BIRTH,
+    CARETS,
+    DATE_RUN,
+    DIGITS,
+    EMAIL,
+    HOUSE,
+    HOUSE_NAME,
+    KEYWORD_ID,
+    KEYWORD_PHONE,
+    OLD,
+    PHONE,
+    SPELT,
+    UID,
+    UNIVERSITY,
+    URL,
+    WARM,
+    any_of,
+)
 from medvl.preprocess.deid.words import CLINICAL
 
 __all__ = ["find_patterns"]
 
 
-def _any(words: str) -> str:
-    """Return a pattern that matches one of the words; ``_`` stands for a blank."""
-    return "(?:" + "|".join(word.replace("_", "[ ]") for word in words.split()) + ")"
-
-
 # Words that end a name, or that stand where a name could: the next heading, a department, a sex.
-_STOP = _any(
+_STOP = any_of(
     r"""
     AND OR AT ON IN FROM TO THE THIS THAT WITH FOR BY OF WAS IS WERE HAS AS VIA PER WHO CT MRI? PET US
     XR CXR A AN HIS HER OUR FINDINGS? IMPRESSION TECHNIQUE COMPARISON INDICATION HISTORY
@@ -32,7 +49,6 @@ _W = rf"{_P}(?!(?i:{_STOP})\b|X+\b)[A-ZÀ-Þ](?:\w|-(?=[A-ZÀ-Þ])|['’](?=\w\w
 _I = r"[A-Z]\b\.?"
 _NAME = rf"(?:{_I} ?){{0,2}}{_W}(?: (?:{_I} )?{_W}){{0,2}}"
 _LAST_FIRST = rf"{_W}(?: {_W})?, ?{_W}(?: {_I})?"
-_NUMBER = r"(?=[A-Za-z-]{0,6}\d)[A-Za-z0-9][A-Za-z0-9/-]{2,24}"
 
 _TITLED = re.compile(
     rf"(?:(?P<bare>DR|MRS)\s{{1,2}}|(?:D(?:[Rr]|octor)|M(?:rs?|s|iss|RS)|Prof(?:essor)?"
@@ -42,13 +58,13 @@ _TITLED = re.compile(
     r"|(?:[Dd]rs?|[Mm]rs?|[Mm]s)(?:\. ?|(?<=[Dd]r) (?!ain\b)|(?<=mrs) )(?P<low>(?!XX)[a-z]{3,}(?:-[a-z]{3,})?)\b"
 )
 _LOW_STOP = frozenset("the and for was has had who not may can did via per".split())
-_DONE = _any(
+_DONE = any_of(
     """
     signed dictated transcribed verified approved interpreted finalized authenticated read reviewed
     reported performed ordered requested prepared attested entered typed scanned
     """
 )
-_ROLES = _any(
+_ROLES = any_of(
     """
     radiologist technologist attending(?:_physician|_radiologist)? resident fellow dictator
     transcriptionist consultant
@@ -77,107 +93,8 @@ _CREDENTIAL = re.compile(
     r"|(?:(?<=, )(?:DO|RN|PA|NP|RT))(?![\w-])"
 )
 _NAME_BEFORE = re.compile(rf"(?<!\w)(?P<name>{_NAME}),? $")
-_OWNERS = _any(
-    """
-    patient pt hospital study exam visit encounter account acct chart case order unit specimen insurance
-    policy license member NHS CHI SSN social_security health_card medicare passport personal
-    medical_record accession acc record hosp hospital_reg registration reg client client_record
-    """
-)
-_KEYWORD_ID = re.compile(
-    rf"\b(?i:MRN|M\.R\.N\.|URN|medical record|accession|"
-    rf"{_OWNERS}(?: (?:id|identifier|number|no|num|nr|code|record)\b|(?= ?#))+"
-    r"|SSN|SS(?= ?#)|NHS|patient_id|study_id|subject_id|Acc(?=[:#]))"
-    rf"\.?[ ]?(?:[:#=-]|is|was)?[ ]?#?[ ]?"
-    rf"(?P<id>{_NUMBER}(?:[ ]\d{{2,6}}){{0,3}}|\d\d(?: \d{{1,4}}){{2,4}})(?!\w)"
-)
-_PHONE = re.compile(
-    r"(?:\+\d{1,3}[ .-]?)?(?:\(\d{3}\) ?|\d{3}[.-])\d{3}[.-]\d{4}(?!\d)(?:,? ?(?:x|ext\.?|extension) ?\d{1,6}\b)?"
-    r"|0\d{1,4}(?: \d{2,5}){2,4}(?![\d.])|0\d{2,4}/\d{5,8}(?!\d)|(?P<run>\d{9,20})(?![\w.])"
-    r"|\+\d{1,3}(?:[ .-]?\(?\d{1,5}\)?){2,5}(?!\d)|(?P<ssn>\d{3}-\d\d-\d{4})(?!\d)"
-)
-_DATE_RUN = re.compile(r"(?:19|20)\d\d(?:0\d|1[0-2])[0-3]\d(?:[01]\d|2[0-3])[0-5]\d(?:[0-5]\d)?")
-_PHONE_GATE = re.compile(r"\d\d[.-]\d{4}|\d-\d\d-\d{4}|\+\d|\d{9}|0\d+[/ ]\d\d")
-_LINES = _any(
-    "phone telephone tel ph fon telefon pager beeper bleep fax mobile cell cellphone extension ext x-?tension pgr"
-    " contact voicemail vm ascom vocera call_back"
-)
-_KEYWORD_PHONE = re.compile(
-    rf"\b(?i:{_LINES}\.?[ ]?(?:number|no\.?|\#|at|is)?[ ]?[:#.]?[ ]?)"
-    r"(?P<id>\+?[\d(][\d().-]{0,6}(?:[ ]?[\d().-]{2,5}){0,4}\d)"
-    r"(?!\w| ?(?:mm|cm|HU|%|per\b|x\b|French|cells?\b|images?\b))"
-)
-_EMAIL = re.compile(r"[\w.+-]+(?:@| ?[(\[]at[)\]] ?)[\w-]+(?:\.[\w-]+)+")
-_URL = re.compile(
-    r"(?:https?://|s?ftp://|file://|www\.|\\\\)[^\s<>()\"\]]*[\w/]"
-    r"|[a-z][\w-]*(?:\.[\w-]+)*\.(?:com|org|net|edu|gov|nhs\.uk|local)\b(?:/[^\s<>()\"\]]*[\w/])?"
-    r"|(?:10|1[0-9]\d|2[0-5]\d)(?:\.\d{1,3}){3}(?![\d.]*\d)",
-    re.IGNORECASE,
-)
-_UID = re.compile(r"[0-2](?:\.\d+){5,}")
-_STREETS = "Street Avenue Road Boulevard Lane Drive Highway Parkway Terrace Square"
-_ZIP = r"(?:,? [A-Z]{2})?(?:,? \d{5}(?:-\d{4})?)?"
-_ADDRESS = re.compile(
-    r"[1-9]\d{0,4}[A-Za-z]?,? (?:(?:[NSEW]\.?|North|South|East|West) )?"
-    r"(?:(?:[A-Z][a-z'’]+|\d{1,3}(?:st|nd|rd|th)) ){1,3}"
-    rf"{_any(_STREETS + ' St Ave Rd Blvd Ln Hwy Pkwy Court Way Place')}\b\.?"
-    rf"(?:,? (?:Apt|Suite|Ste|Unit|#)\.? ?\w{{1,5}})?(?:,? [A-Z][a-z]+(?: [A-Z][a-z]+)?)?{_ZIP}"
-    rf"|[1-9]\d{{0,4}} (?:[A-Z]+ ){{1,3}}{_any(_STREETS.upper() + ' BLVD AVE')}\b(?:, [A-Z]+)?{_ZIP}"
-    rf"|[1-9]\d{{0,4}} (?:[A-Z]+ ){{1,2}}(?:ST|RD|LN|DR|CT)\b(?:,? [A-Z]+){{1,2}},? \d{{5}}(?:-\d{{4}})?"
-    r"|P\.? ?O\.? (?i:Box) \d+|(?i:zip)(?: code)?:? ?\d{5}(?:-\d{4})?"
-    r"|[A-ZÄÖÜ]\w+(?:straße|strasse|gasse|allee) \d{1,4}\w?(?:, \d{5} [A-ZÄÖÜ]\w+)?"
-    r"|[1-9]\d{0,3},? (?:rue|calle|via) (?:(?:de|du|des|la|del|di) )*[A-Z]\w+"
-)
-_ADDRESS_CUE = re.compile(
-    r"\b(?i:(?:home |street |mailing )?address)(?:\s*:\s*| (?=\d))(?P<id>[^\n;]{4,80}?)(?=\s*(?:$|[\n;]|\.(?:\s|$)))"
-)
-# Words before "hospital" or "clinic" that name none: the outside hospital, the chest clinic.
-_GENERIC = _any(
-    """
-    THE THIS OUR YOUR AN? AT IN FROM TO OF ON BY AND OR WITH FOR OUTSIDE OTHER ANOTHER PRIOR LOCAL
-    REFERRING DURING HOME ACUTE PATIENT DENTAL PAIN CHEST LUNG HEART PULMONARY CARDIOLOGY ONCOLOGY
-    RADIOLOGY SURGERY SURGICAL BREAST URGENT CARE EMERGENCY PRIMARY FOLLOW OUTPATIENT INPATIENT TERTIARY
-    SAME VISITING NEARBY WOUND FAMILY HIV TB SLEEP PER VIA AFTER BEFORE AFFILIATED COMMUNITY TRANSFERRED
-    ADMITTED SEEN HIS HER WAS IS DEPARTMENT TEACHING PULMONOLOGY RHEUMATOLOGY COAGULATION
-    ANTICOAGULATION MEDICINE NEUROLOGY SPECIALTY HEALTH MEDICAL
-    """
-)
-_H = rf"(?:(?:St|Mt|Ft)\.|(?!(?i:{_GENERIC})\b|X+\b)[A-Z][\w'’&-]*)"
-_SORTS = _any(
-    "general university regional community memorial children's county medical teaching veterans? district"
-    " city health cancer care imaging"
-)
-_HOUSES = _any(
-    """
-    hospitals? infirmary clinic hospice healthcare health_system
-    (?:medical|med|health|cancer|imaging|radiology)_(?:centers?|centres?|ctr|group|associates)
-    """
-)
-_HOUSE = re.compile(rf"\b(?i:{_HOUSES})\b(?: (?:of|de)(?: {_H}){{1,3}})?")
-_HOUSE_NAME = re.compile(rf"(?<![\w'’-])(?:{_H} (?:(?:of|and|&|for) )?){{1,4}}(?:(?i:{_SORTS}) ){{0,3}}$")
-_UNIVERSITY = re.compile(rf"[Uu](?i:niversity) of (?:{_H})(?: {_H}){{0,2}}")
-_CARETS = re.compile(
-    r"[A-ZÀ-Þ][\w'’-]+(?: [A-Z][\w'’-]+)?\^[A-ZÀ-Þ][\w'’.-]*(?:\^[\w'’.]*)*|(?P<number>\w*\d{4,}\w*)\^{2,}[\w&^.]*"
-)
-_BIRTH = re.compile(
-    r"\b(?i:DOB|D\.O\.B\.?|(?:date of )?birth ?(?:date|day)?|born(?: on| in)?|geb(?:oren)?(?: am)?)\.?\s*[:=]?\s*"
-    r"(?P<date>\d{1,4}[./-]\d{1,2}[./-]\d{2,4}|\d{8}|(?:19|20)\d\d|\d{1,2}[ -][A-Za-z]{3,9}\.?[ ,-]{1,2}\d{2,4}"
-    r"|[A-Z][a-z]{2,8}\.? \d{1,2},? \d{2,4})(?![\w])"
-)
-_OLD = re.compile(
-    r"(?P<age>9\d|1[0-4]\d)(?=[- ]?(?i:years?|yrs?|yr\.?)[- ]?"
-    r"(?i:old|of[- ]age|male|female|man|woman|lady|gentleman|[MF]\b)"
-    r"|[- ]?(?i:y\.? ?o\b|y/o\b|yo[mf]?\b|y[ -]?[mf]?\b|y-o\b|jährig|años\b|ans\b)|[MF]\b|-?(?i:year|yr)s?\b-)"
-)
-_AGED = re.compile(r"\b(?i:aged?)(?: is|:|=| of)? ?0?(?P<age>9\d|1[0-4]\d)(?![\d+%]|\.\d| ?(?:mm|cm))")
-
-_SPELT = re.compile(
-    r"\b(?P<age>(?i:ninety|one hundred)(?:[ -](?i:and )?(?i:one|two|three|four|five|six|seven|eight|nine))?)"
-    r"(?=[ -](?i:years?)[ -]olds?)"
-)
-_WARM = re.compile(r"(?i:temp|fever|febrile|t ?max)")
-
-
+Finder = Callable[[str, list[tuple[int, int]]], Iterator[Span]]
+_BEFORE, _AFTER = 90, 140
 _OF_WORDS = ("name", "address")
 LEAST_DIGITS = 4
 """Of a telephone number or an extension: a cell of 12 mm has none."""
@@ -190,17 +107,45 @@ def find_patterns(text: str, low: str) -> Iterator[Span]:
         text: the report.
         low: the report in lower case.
     """
+    words = set(_LETTERS.findall(low))
+    edges = words | {word[:4] for word in words} | {word[-4:] for word in words}
     for gate, find in _FINDERS:
-        if any(map(low.__contains__, gate)):
-            yield from find(text)
+        likely = [cue for cue, keys in gate if not keys or not edges.isdisjoint(keys)]
+        if likely and (windows := _windows(low, likely)):
+            yield from find(text, windows)
+    yield from _phones(text, [(m.start(), min(m.end() + 20, len(text))) for m in DIGITS.finditer(text)])
 
 
-def _by(pattern: re.Pattern[str], kind: str) -> Callable[[str], Iterator[Span]]:
+def _windows(low: str, cues: list[str]) -> list[tuple[int, int]]:
+    """Return the parts of a text around some words, in which alone an expensive pattern is searched."""
+    found: list[int] = []
+    for word in cues:
+        at = low.find(word)
+        while at >= 0:
+            found.append(at)
+            at = low.find(word, at + 1)
+    windows: list[tuple[int, int]] = []
+    for at in sorted(found):
+        start, end = max(0, at - _BEFORE), low.find(" ", at + _AFTER)
+        end = len(low) if end < 0 else end
+        if windows and start <= windows[-1][1]:
+            windows[-1] = windows[-1][0], max(end, windows[-1][1])
+        else:
+            windows.append((start, end))
+    return windows
+
+
+def _matches(pattern: re.Pattern[str], text: str, windows: list[tuple[int, int]]) -> Iterator[re.Match[str]]:
+    for start, end in windows:
+        yield from pattern.finditer(text, start, end)
+
+
+def _by(pattern: re.Pattern[str], kind: str) -> Finder:
     """Return a finder: the pattern's named group, or all of it, becomes the kind's token."""
     group = next(iter(pattern.groupindex), 0)
 
-    def find(text: str) -> Iterator[Span]:
-        for match in pattern.finditer(text):
+    def find(text: str, windows: list[tuple[int, int]]) -> Iterator[Span]:
+        for match in _matches(pattern, text, windows):
             found = match[group] or ""
             if kind == "phone" and sum(map(str.isdigit, found)) < LEAST_DIGITS:
                 continue
@@ -221,8 +166,8 @@ def _inside_word(text: str, start: int) -> bool:
     return before.isalnum() or before == "_"
 
 
-def _titled(text: str) -> Iterator[Span]:
-    for match in _TITLED.finditer(text):
+def _titled(text: str, windows: list[tuple[int, int]]) -> Iterator[Span]:
+    for match in _matches(_TITLED, text, windows):
         if _inside_word(text, match.start()):
             continue
         if match["low"]:
@@ -244,15 +189,15 @@ def _is_clinical(name: str) -> bool:
 _LANES = frozenset("way place court lane drive square".split())
 
 
-def _told(text: str) -> Iterator[Span]:
-    for match in _TOLD.finditer(text):
+def _told(text: str, windows: list[tuple[int, int]]) -> Iterator[Span]:
+    for match in _matches(_TOLD, text, windows):
         group = "kin" if match["kin"] else "name"
         if not _any_clinical(match[group]):
             yield Span(*match.span(group), "name", "[name]")
 
 
-def _credentialed(text: str) -> Iterator[Span]:
-    for match in _CREDENTIAL.finditer(text):
+def _credentialed(text: str, windows: list[tuple[int, int]]) -> Iterator[Span]:
+    for match in _matches(_CREDENTIAL, text, windows):
         name = _NAME_BEFORE.search(text, max(0, match.start() - 60), match.start())
         if name and not _any_clinical(name["name"]):
             yield Span(*name.span("name"), "name", "[name]")
@@ -262,23 +207,21 @@ def _any_clinical(name: str) -> bool:
     return any(word in CLINICAL for word in re.findall("[a-z]{3,}", name.lower())) or _is_clinical(name)
 
 
-def _hospitals(text: str) -> Iterator[Span]:
-    for match in _HOUSE.finditer(text):
-        name = _HOUSE_NAME.search(text, max(0, match.start() - 80), match.start())
+def _hospitals(text: str, windows: list[tuple[int, int]]) -> Iterator[Span]:
+    for match in _matches(HOUSE, text, windows):
+        name = HOUSE_NAME.search(text, max(0, match.start() - 80), match.start())
         if name and _is_clinical(name[0]):
             name = None
         if name or re.search(" (?:of|de) ", match[0]):
             yield Span(name.start() if name else match.start(), match.end(), "hospital", "[hospital]")
-    for match in _UNIVERSITY.finditer(text):
+    for match in _matches(UNIVERSITY, text, windows):
         yield Span(*match.span(), "hospital", "[hospital]")
 
 
-def _phones(text: str) -> Iterator[Span]:
-    if not _PHONE_GATE.search(text):
-        return
-    for match in _PHONE.finditer(text):
+def _phones(text: str, windows: list[tuple[int, int]]) -> Iterator[Span]:
+    for match in _matches(PHONE, text, windows):
         if not _inside_word(text, match.start()) and (match["ssn"] or sum(map(str.isdigit, match[0])) >= 8):
-            if match["run"] and _DATE_RUN.fullmatch(match["run"]):
+            if match["run"] and DATE_RUN.fullmatch(match["run"]):
                 continue
             if match[0][0] == "0" and " " in match[0] and sum(map(str.isdigit, match[0])) < 9:
                 continue
@@ -286,31 +229,196 @@ def _phones(text: str) -> Iterator[Span]:
             yield Span(*match.span(), kind, f"[{kind}]")
 
 
-def _uids(text: str) -> Iterator[Span]:
-    for match in _UID.finditer(text):
+def _uids(text: str, windows: list[tuple[int, int]]) -> Iterator[Span]:
+    for match in _matches(UID, text, windows):
         # Those that the standard defines (1.2.840.10008) name no one.
         if len(match[0]) >= 16 and not match[0].startswith("1.2.840.10008."):
             yield Span(*match.span(), "id", "[id]")
 
 
-def _carets(text: str) -> Iterator[Span]:
+def _carets(text: str, windows: list[tuple[int, int]]) -> Iterator[Span]:
     """Yield what HL7 left in a text: SMITH^JOHN^Q, 123456^^^HOSP."""
-    for match in _CARETS.finditer(text):
+    for match in _matches(CARETS, text, windows):
         kind = "id" if match["number"] else "name"
         if match["number"] or not _is_clinical(match[0]):
             yield Span(*match.span(), kind, f"[{kind}]")
 
 
-def _births(text: str) -> Iterator[Span]:
-    for match in _BIRTH.finditer(text):
+def _births(text: str, windows: list[tuple[int, int]]) -> Iterator[Span]:
+    for match in _matches(BIRTH, text, windows):
         yield Span(*match.span("date"), "date", "[date]")
 
 
-def _ages(text: str) -> Iterator[Span]:
-    for pattern in (_OLD, _AGED, _SPELT):
-        for match in pattern.finditer(text):
+def _ages(text: str, windows: list[tuple[int, int]]) -> Iterator[Span]:
+    for pattern in (OLD, AGED, SPELT):
+        for match in _matches(pattern, text, windows):
             before = text[max(0, match.start() - 20) : match.start()]
-            if not _inside_word(text, match.start()) and not _WARM.search(before):
+            if not _inside_word(text, match.start()) and not WARM.search(before):
+                yield Span(*match.span("age"), "age", "90+")
+
+
+Gate = tuple[tuple[str, frozenset[str]], ...]
+_LETTERS = re.compile(r"[^\W\d_]+")
+
+
+def _gate(cues: str) -> Gate:
+    """Return words to look for first, ``_`` for a blank, each with what a word of the text must begin or end with.
+
+    To ask for the beginnings and ends of all words at once is cheaper than to look for each cue.
+    """
+    found = []
+    for cue in cues.split():
+        core = max(_LETTERS.findall(cue.replace("_", " ")), key=len, default="")
+        keys = {core} if len(core) < 4 else {core[:4], core[-4:]}
+        found.append((cue.replace("_", " "), frozenset(keys) if len(core) > 1 else frozenset()))
+    return tuple(found)
+
+
+_FINDERS:
+        likely = [cue for cue, keys in gate if not keys or not edges.isdisjoint(keys)]
+        if likely and (windows := _windows(low, likely)):
+            yield from find(text, windows)
+    yield from _phones(text, [(m.start(), min(m.end() + 20, len(text))) for m in DIGITS.finditer(text)])
+
+
+def _windows(low: str, cues: list[str]) -> list[tuple[int, int]]:
+    """Return the parts of a text around some words, in which alone an expensive pattern is searched."""
+    found: list[int] = []
+    for word in cues:
+        at = low.find(word)
+        while at >= 0:
+            found.append(at)
+            at = low.find(word, at + 1)
+    windows: list[tuple[int, int]] = []
+    for at in sorted(found):
+        start, end = max(0, at - _BEFORE), low.find(" ", at + _AFTER)
+        end = len(low) if end < 0 else end
+        if windows and start <= windows[-1][1]:
+            windows[-1] = windows[-1][0], max(end, windows[-1][1])
+        else:
+            windows.append((start, end))
+    return windows
+
+
+def _matches(pattern: re.Pattern[str], text: str, windows: list[tuple[int, int]]) -> Iterator[re.Match[str]]:
+    for start, end in windows:
+        yield from pattern.finditer(text, start, end)
+
+
+def _by(pattern: re.Pattern[str], kind: str) -> Finder:
+    """Return a finder: the pattern's named group, or all of it, becomes the kind's token."""
+    group = next(iter(pattern.groupindex), 0)
+
+    def find(text: str, windows: list[tuple[int, int]]) -> Iterator[Span]:
+        for match in _matches(pattern, text, windows):
+            found = match[group] or ""
+            if kind == "phone" and sum(map(str.isdigit, found)) < LEAST_DIGITS:
+                continue
+            if not found or _inside_word(text, match.start()) or (kind in _OF_WORDS and _is_clinical(found)):
+                continue
+            yield Span(*match.span(group), kind, f"[{kind}]")
+
+    return find
+
+
+def _inside_word(text: str, start: int) -> bool:
+    """Whether a match begins in the middle of a word or of a number."""
+    if not start or not text[start].isalnum():
+        return False
+    before = text[start - 1]
+    if before in ".-/" and start > 1:
+        return text[start].isdigit() and text[start - 2].isdigit()
+    return before.isalnum() or before == "_"
+
+
+def _titled(text: str, windows: list[tuple[int, int]]) -> Iterator[Span]:
+    for match in _matches(_TITLED, text, windows):
+        if _inside_word(text, match.start()):
+            continue
+        if match["low"]:
+            if match["low"] not in CLINICAL and match["low"] not in _LOW_STOP:
+                yield Span(*match.span("low"), "name", "[name]")
+            continue
+        group = "name" if match["name"] else "several"
+        careful = match["bare"] or match[0][:2].lower() in ("nu", "pr", "mi")
+        if not (careful and _is_clinical(match[group])):
+            yield Span(*match.span(group), "name", "[name]")
+
+
+def _is_clinical(name: str) -> bool:
+    """Whether what could be a name or a street is made of words that neither is made of."""
+    words = re.findall("[a-z]+", name.lower())
+    return all(word in CLINICAL or word in _LANES or len(word) < 2 for word in words)
+
+
+_LANES = frozenset("way place court lane drive square".split())
+
+
+def _told(text: str, windows: list[tuple[int, int]]) -> Iterator[Span]:
+    for match in _matches(_TOLD, text, windows):
+        group = "kin" if match["kin"] else "name"
+        if not _any_clinical(match[group]):
+            yield Span(*match.span(group), "name", "[name]")
+
+
+def _credentialed(text: str, windows: list[tuple[int, int]]) -> Iterator[Span]:
+    for match in _matches(_CREDENTIAL, text, windows):
+        name = _NAME_BEFORE.search(text, max(0, match.start() - 60), match.start())
+        if name and not _any_clinical(name["name"]):
+            yield Span(*name.span("name"), "name", "[name]")
+
+
+def _any_clinical(name: str) -> bool:
+    return any(word in CLINICAL for word in re.findall("[a-z]{3,}", name.lower())) or _is_clinical(name)
+
+
+def _hospitals(text: str, windows: list[tuple[int, int]]) -> Iterator[Span]:
+    for match in _matches(HOUSE, text, windows):
+        name = HOUSE_NAME.search(text, max(0, match.start() - 80), match.start())
+        if name and _is_clinical(name[0]):
+            name = None
+        if name or re.search(" (?:of|de) ", match[0]):
+            yield Span(name.start() if name else match.start(), match.end(), "hospital", "[hospital]")
+    for match in _matches(UNIVERSITY, text, windows):
+        yield Span(*match.span(), "hospital", "[hospital]")
+
+
+def _phones(text: str, windows: list[tuple[int, int]]) -> Iterator[Span]:
+    for match in _matches(PHONE, text, windows):
+        if not _inside_word(text, match.start()) and (match["ssn"] or sum(map(str.isdigit, match[0])) >= 8):
+            if match["run"] and DATE_RUN.fullmatch(match["run"]):
+                continue
+            if match[0][0] == "0" and " " in match[0] and sum(map(str.isdigit, match[0])) < 9:
+                continue
+            kind = "id" if match["ssn"] or match["run"] else "phone"
+            yield Span(*match.span(), kind, f"[{kind}]")
+
+
+def _uids(text: str, windows: list[tuple[int, int]]) -> Iterator[Span]:
+    for match in _matches(UID, text, windows):
+        # Those that the standard defines (1.2.840.10008) name no one.
+        if len(match[0]) >= 16 and not match[0].startswith("1.2.840.10008."):
+            yield Span(*match.span(), "id", "[id]")
+
+
+def _carets(text: str, windows: list[tuple[int, int]]) -> Iterator[Span]:
+    """Yield what HL7 left in a text: SMITH^JOHN^Q, 123456^^^HOSP."""
+    for match in _matches(CARETS, text, windows):
+        kind = "id" if match["number"] else "name"
+        if match["number"] or not _is_clinical(match[0]):
+            yield Span(*match.span(), kind, f"[{kind}]")
+
+
+def _births(text: str, windows: list[tuple[int, int]]) -> Iterator[Span]:
+    for match in _matches(BIRTH, text, windows):
+        yield Span(*match.span("date"), "date", "[date]")
+
+
+def _ages(text: str, windows: list[tuple[int, int]]) -> Iterator[Span]:
+    for pattern in (OLD, AGED, SPELT):
+        for match in _matches(pattern, text, windows):
+            before = text[max(0, match.start() - 20) : match.start()]
+            if not _inside_word(text, match.start()) and not WARM.search(before):
                 yield Span(*match.span("age"), "age", "90+")
 
 
@@ -319,61 +427,73 @@ def _gate(words: str) -> tuple[str, ...]:
     return tuple(word.replace("_", " ") for word in words.split())
 
 
-_FINDERS: tuple[tuple[tuple[str, ...], Callable[[str], Iterator[Span]]], ...] = (
-    (_gate("dr mr ms_ ms. miss prof doctor nurse señor sr. sra. frau herr mme monsieur"), _titled),
+_FINDERS: tuple[tuple[Gate, Finder], ...] = (
     (
         _gate(
-            "_by_ _by: cc: tech: signed: ogist attending resident fellow dictator consultant ician provider name tionist"
+            "dr_ dr. drs mr_ mr. mrs ms_ ms. miss_ miss. prof. professor doctor_ nurse_ señor sr. sra. frau_"
+            " herr_ mme_ monsieur"
+        ),
+        _titled,
+    ),
+    (
+        _gate(
+            "_by_ _by: cc: tech: signed: ogist: attending: resident: fellow: dictator: consultant: ician:"
+            " provider: name: tionist: resident_: physician_: ogist_:"
         ),
         _by(_SIGNED, "name"),
     ),
     (_gate("patient: pt: pt. re: cc:"), _by(_PATIENT, "name")),
     (
         _gate(
-            "_with_ _to_ notified informed behalf i,_ patient regards sincerely thank yours wife husband son_"
-            " daughter mother father brother sister spouse partner referred_by"
+            "discussed_with cated_to relayed_to conveyed_to phoned_to called_to reported_to given_to faxed_to"
+            " paged_to spoke_ notified informed behalf i,_ patient,_ patient_name regards sincerely thank"
+            " yours wife husband son_ daughter mother father brother sister spouse partner referred_by"
         ),
         _told,
     ),
-    (_gate("md m.d d.o phd ph.d mbb frc _rn r.n pa-c ,_do ,_pa ,_np ,_rt rra"), _credentialed),
-    (
-        (
-            *_gate(
-                "mrn m.r.n urn_ urn: record accession _id_ _id: _id# number _no. _no: patient_no_ case_no_"
-            ),
-            *_gate("acc: acc# ss# ss_# hosp_no client chart_no_ hospital_no_ # ssn nhs identifier _nr _code"),
-            *("patient_id", "study_id", "subject_id"),
-        ),
-        _by(_KEYWORD_ID, "id"),
-    ),
-    (("-", ".", "+", "(", " 0", "0", "1", "2"), _phones),
     (
         _gate(
-            "ph:_ ph_ fon_ telefon bleep voicemail vm_ ascom vocera call_back phone tel_ tel: tel. pager beeper fax mobile_ cell_ cell: _ext_ _ext. _ext: extension_ tension"
-            " pgr contact_"
+            "md m.d d.o do_ phd ph.d mbbs mbbch m.b.b frcr frcpc frcp frcs facr facp mrcp _rn r.n pa-c ,_do"
+            " ,_pa ,_np ,_rt rra dnp fnp"
         ),
-        _by(_KEYWORD_PHONE, "phone"),
+        _credentialed,
     ),
-    (_gate("@ (at) [at]"), _by(_EMAIL, "email")),
-    (_gate(":// www. \\\\ .com .org .net .edu .gov .nhs .local 10. 172. 192."), _by(_URL, "url")),
+    (
+        _gate(
+            "mrn m.r.n urn_ urn: medical_record accession _id_ _id: _id# number _no. _no: patient_no_ case_no_"
+            " hospital_no_ hosp_no_ chart_no_ study_no_ exam_no_ unit_no_ order_no_ account_no_ acct_no_"
+            " specimen_no_ _nr _num_ acc: acc# ss# ss_# # ssn nhs identifier _code patient_record"
+            " patient_id study_id subject_id acc_record"
+        ),
+        _by(KEYWORD_ID, "id"),
+    ),
+    (
+        _gate(
+            "ph:_ ph_ fon_ telefon bleep voicemail vm_ ascom vocera call_back phone tel_ tel: tel. pager beeper"
+            " fax mobile_ cell_ cell: ext_ ext. ext: extension_ tension_ pgr contact_"
+        ),
+        _by(KEYWORD_PHONE, "phone"),
+    ),
+    (_gate("@ (at) [at]"), _by(EMAIL, "email")),
+    (_gate(":// www. \\\\ .com .org .net .edu .gov .nhs .local 10. 172. 192."), _by(URL, "url")),
     (_gate("1.2. 1.3. 2.16. 2.25."), _uids),
     (_gate("^"), _carets),
-    (_gate("dob d.o.b birth born geb"), _births),
+    (_gate("dob d.o.b birth birthday born geb geboren"), _births),
     (
         _gate(
             "street avenue road boulevard lane drive highway parkway terrace square _st_ _st. _st, _ave _rd"
-            " blvd _ln hwy pkwy court _way _place box_ _st_ _rd_ zip straße strasse gasse allee rue_ calle_ via_"
+            " blvd _ln hwy pkwy court _way _place box_ zip straße strasse gasse allee rue_ calle_ via_"
         ),
-        _by(_ADDRESS, "address"),
+        _by(ADDRESS, "address"),
     ),
-    (_gate("address"), _by(_ADDRESS_CUE, "address")),
+    (_gate("address"), _by(ADDRESS_CUE, "address")),
     (
         _gate(
-            "hospi infirmary clinic_ clinic. clinic, healthcare health_ center centre _ctr university _group"
-            " associates"
+            "hospi infirmary clinic_ clinic. clinic, clinic healthcare health_ center centre _ctr university"
+            " _group associates"
         ),
         _hospitals,
     ),
-    (_gate("year yr 9y 9_y y-o jährig años ans_ y.o y._o y/o yo_ yo, yo. 9m 9f age"), _ages),
+    (_gate("year yr yrs y-o jährig años ans_ y.o y._o y/o yo_ yo, yo. 9m 9f 9y 0f 1f 2f 3f age_ age: age= aged"), _ages),
 )
-"""Words one of which must be in the text, and the search that only then is worth its time."""
+"""Cues one of which must be in the text, and the search that only around them is worth its time."""

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 from medvl.preprocess.deid.dates import Span, find_dates
+from medvl.preprocess.deid.months import find_foreign_dates
 from medvl.preprocess.deid.names import find_names
 from medvl.preprocess.deid.patterns import find_patterns
 
@@ -41,11 +45,14 @@ def deidentify_text(
         'Mr. [name], MRN [id], seen by Dr. [name] on 03/02/2015. Nodule of 4.2 cm, 3/4 of lobe.'
     """
     low = text.lower()
+    if len(low) != len(text):  # İ has two letters in lower case: places must stay where they are
+        low = "".join(letter.lower()[0] for letter in text)
     spans = list(find_names(text, low, names))
     spans += _given_ids(text, low, ids)
     spans += find_patterns(text, low)
     if shift_days:
         spans += find_dates(text, shift_days=shift_days)
+        spans += find_foreign_dates(text, shift_days=shift_days)
     if not spans:
         return text, {}
     return _replaced(text, spans)
@@ -78,16 +85,48 @@ def _joined(spans: list[Span]) -> list[Span]:
 
 
 def _given_ids(text: str, low: str, ids: Sequence[str]) -> Iterator[Span]:
+    compact = ""
     for number in ids:
         plain = number.strip().lower()
         for form in {plain, plain.lstrip("0")}:
             if len(form) < 4 or (form.isalpha() and len(form) < 6):
                 continue
-            start = low.find(form)
-            while start >= 0:
-                end = start + len(form)
-                if not (start and low[start - 1].isalnum()) and not low[end : end + 1].isalnum():
-                    decimal = low[end : end + 1] == "." and low[end + 1 : end + 2].isdigit()
-                    if len(form) > 4 or not (decimal or low[max(0, start - 1) : start] == "."):
-                        yield Span(start, end, "id", "[id]")
-                start = low.find(form, end)
+            yield from _as_written(low, form)
+        core = "".join(filter(str.isalnum, plain)).lstrip("0")
+        if not core.isascii() or len(core) < 5 or not _spaced(core):
+            continue
+        compact = compact or low.translate(_NO_GAPS)
+        if core in compact:
+            for match in _with_gaps(core).finditer(low):
+                yield Span(*match.span(), "id", "[id]")
+
+
+def _as_written(low: str, form: str) -> Iterator[Span]:
+    start = low.find(form)
+    while start >= 0:
+        end = start + len(form)
+        if not (start and low[start - 1].isalnum()) and not low[end : end + 1].isalnum():
+            decimal = low[end : end + 1] == "." and low[end + 1 : end + 2].isdigit()
+            if len(form) > 4 or not (decimal or low[max(0, start - 1) : start] == "."):
+                yield Span(start, end, "id", "[id]")
+        start = low.find(form, end)
+
+
+def _spaced(core: str) -> bool:
+    """Whether an identifier may be cut by blanks and hyphens and still be no measure and no date."""
+    if core.isalpha():
+        return False
+    return not core.isdigit() or (len(core) > 6 and not _DAY.fullmatch(core))
+
+
+@functools.lru_cache(maxsize=4096)
+def _with_gaps(core: str) -> re.Pattern[str]:
+    """Match an identifier in groups: 00-12-345, AB 1234; between letters and digits anything goes."""
+    pieces = [core[0]]
+    for before, letter in pairwise(core):
+        pieces += ("[ _/-]?" if before.isdigit() == letter.isdigit() else "[ ._/#-]{0,2}", letter)
+    return re.compile(rf"(?<![^\W_])(?:0[ _/-]?)*{''.join(pieces)}(?![^\W_])")
+
+
+_NO_GAPS = str.maketrans("", "", " ._/#-\n")
+_DAY = re.compile(r"(?:19|20)\d\d(?:0\d|1[0-2])[0-3]\d")
