@@ -216,3 +216,59 @@ def test_a_message_that_brings_its_own_heading_gets_no_second_one():
     )
     (message,) = read_messages("\r".join((*lines, *observed)).encode())
     assert message.reports[0].text == "ADDENDUM: Small nodule.\nIMPRESSION:\nNodule."
+
+
+# --- what spreadsheets and other systems do -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [
+        ("sep=;\r\nimage;report\r\na.png;Clear lungs.\r\n", 3),
+        ("Export of 2024;\n;\nimage;report\na.png;Clear lungs.\n", 4),
+        ("image;report\na.png;Clear lungs.;;\n;;;\n", 2),
+        ("image;report;\na.png;Clear lungs.;\n", 2),
+    ],
+)
+def test_what_a_spreadsheet_adds_is_no_row(tmp_path, content, line):
+    frame = read_table(text(tmp_path / "t.csv", content))
+    assert frame[["image", "report"]].to_dict("index") == {line: {"image": "a.png", "report": "Clear lungs."}}
+
+
+def test_a_workbook_may_have_a_title(tmp_path):
+    openpyxl = pytest.importorskip("openpyxl")
+    book = openpyxl.Workbook()
+    for row in (["Export of 2024"], [], ["accession", "report"], [12, LUNGS]):
+        book.active.append(row)
+    book.save(tmp_path / "t.xlsx")
+    assert read_table(tmp_path / "t.xlsx").to_dict("index") == {4: {"accession": "12", "report": LUNGS}}
+
+
+def test_the_case_of_a_file_name_counts_only_where_it_decides(tmp_path):
+    png(tmp_path / "Images" / "IMG1.PNG")
+    table = text(tmp_path / "t.csv", f"path,report\nC:\\Export\\images\\img1.png,{LUNGS}\n")
+    assert reports(pair(tmp_path)) == {"IMG1.PNG": LUNGS}
+    png(tmp_path / "Images" / "img1.png")
+    text(table, f"path,report\nImages/img1.png,{LUNGS}\n")
+    assert reports(pair(tmp_path)) == {"IMG1.PNG": "", "img1.png": LUNGS}
+
+
+def test_each_patient_may_have_a_first_study(tmp_path):
+    for name in ("p1/study1", "p1/study2", "p2/study1"):
+        png(tmp_path / name / "a.png")
+        png(tmp_path / name / "b.png")
+    rows = f"p1,study1,{LUNGS}\np1,study2,{HEART}\np2,study1,Something else.\n"
+    text(tmp_path / "t.csv", f"patient,study,report\n{rows}")
+    found = {
+        item.path.relative_to(tmp_path).as_posix(): (item.report, item.study) for item in pair(tmp_path).items
+    }
+    assert found["p1/study1/a.png"] == found["p1/study1/b.png"] == (LUNGS, "p1/study1")
+    assert found["p2/study1/a.png"] == ("Something else.", "p2/study1")
+    assert len(set(found.values())) == 3
+
+
+def test_reports_in_formats_that_are_not_read_are_told(tmp_path):
+    png(tmp_path / "a.png")
+    text(tmp_path / "reports.json", "[]")
+    text(tmp_path / "page.html", "x")
+    assert reasons(pair(tmp_path)) == {"foreign_report": 1, "other_file": 1, "image_without_report": 1}

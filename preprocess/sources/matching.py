@@ -163,7 +163,7 @@ class ReportTable:
             part = PurePosixPath(folder).name
             for name in (part, part[1:] if part[:1] == "s" else part):  # MIMIC writes s50414267
                 if rows := self.by["study"].get(name) or self.by["study"].get(f"s{name}", []):
-                    return Match("folder", rows)
+                    return Match("folder", _of_patient(rows, image))
             rows = self.folders.get(folder, []) if folder in alone else []
             if rows := [row for row in rows if image.header is not None or not row.get("study")]:
                 return Match("folder", rows)
@@ -251,6 +251,12 @@ class ReportTable:
             elif row.origin == "table" and len(row.images) > len(row.missing):
                 for _ in row.missing:
                     yield Unpaired("named_image_missing", token, row.line)
+
+
+def _of_patient(rows: list[Row], image: FoundImage) -> list[Row]:
+    """Return those rows whose patient is a folder of the image, where there are any: ``p7/study1/a.png``."""
+    folders = PurePosixPath(image.file.relative).parts[:-1]
+    return [row for row in rows if row.get("patient") in folders] or rows
 
 
 def _index(pairs: Iterable[tuple[str, Row]]) -> dict[str, list[Row]]:

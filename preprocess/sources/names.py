@@ -17,7 +17,9 @@ T = TypeVar("T")
 Fit = tuple[int, bool, int]
 """How well a name fits a file: components in common, same suffix, minus components that only one has."""
 
-NO_FIT: Fit = (0, False, 0)
+NO_FIT: Fit = (-1000, False, 0)
+_OTHER_CASE = 500
+"""How much worse a name fits that differs in upper and lower case."""
 _SUFFIXES = (*IMAGE_SUFFIXES, *SLIDE_SUFFIXES, ".nii", ".nii.gz")
 _VIEW_TAIL = re.compile(r"(.+?)(?:[ _.\-]+(?:[A-Za-z]{1,9}\d{0,3}|\d{1,3})| ?\(\d{1,3}\))$")
 
@@ -56,16 +58,19 @@ class Names(Generic[T]):
         for name, value in pairs:
             parts = path_parts(name)
             if parts and ".." not in parts:
-                self._by_stem[parts[0]].append((parts, PurePosixPath(name.replace("\\", "/")).suffix, value))
+                suffix = PurePosixPath(name.replace("\\", "/")).suffix
+                self._by_stem[parts[0].casefold()].append((parts, suffix, value))
 
     def find(self, relative: str) -> tuple[Fit, list[T]]:
-        """Return the values whose name agrees best, and how well."""
+        """Return the values whose name agrees best, and how well; the case counts where it decides."""
         parts, suffix = path_parts(relative), PurePosixPath(relative).suffix
-        scored = [
-            ((min(len(own), len(parts)), own_suffix == suffix, -abs(len(own) - len(parts))), value)
-            for own, own_suffix, value in self._by_stem.get(parts[0] if parts else "", ())
-            if all(a == b for a, b in zip(own, parts, strict=False))
-        ]
+        folded = tuple(map(str.casefold, parts))
+        scored = []
+        for own, own_suffix, value in self._by_stem.get(folded[0] if folded else "", ()):
+            same = all(a == b for a, b in zip(own, parts, strict=False))
+            if same or all(a.casefold() == b for a, b in zip(own, folded, strict=False)):
+                common = min(len(own), len(parts)) - (0 if same else _OTHER_CASE)
+                scored.append(((common, own_suffix == suffix, -abs(len(own) - len(parts))), value))
         best = max((score for score, _ in scored), default=NO_FIT)
         return best, [value for score, value in scored if score == best]
 

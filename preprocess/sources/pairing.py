@@ -35,6 +35,7 @@ RADIOGRAPHS = frozenset({"dicom", "raster", "damaged"})
 
 _NO_IMAGES = ("other", "outside", "unreadable", "archive")
 _PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
+_FOREIGN = tuple(".xls .ods .doc .docx .odt .rtf .pdf .json .jsonl .xml .sav .dta .mdb .accdb".split())
 _MIN_ID = 4
 
 
@@ -78,7 +79,7 @@ def pair(
     images, left_out = find_images(files, map_headers=map_headers)
     structured = [file for reason, file in left_out if reason == "structured_report"]
     left_out = [(reason, file) for reason, file in left_out if reason != "structured_report"]
-    left_out += [(f"{file.kind}_file", file) for file in files if file.kind in _NO_IMAGES]
+    left_out += [(_why_no_image(file), file) for file in files if file.kind in _NO_IMAGES]
     left_out += [("not_a_radiograph", image.file) for image in images if image.file.kind not in kinds]
     images = [image for image in images if image.file.kind in kinds]
     unpaired = [Unpaired(reason, file_token(file.path), path=file.path) for reason, file in left_out]
@@ -120,6 +121,11 @@ def pair(
     explain = tuple(line for line in reports.columns.explain() if not line.endswith(": none"))
     told = (*notes, *more)
     return Pairing(tuple(_splits(items)), tuple(unpaired), _shown(reports.columns), explain, told, source)
+
+
+def _why_no_image(file: SourceFile) -> str:
+    foreign = file.kind == "other" and file.path.suffix.lower() in _FOREIGN
+    return "foreign_report" if foreign else f"{file.kind}_file"
 
 
 def _as_slide(file: SourceFile, kinds: frozenset[str]) -> SourceFile:
@@ -237,7 +243,8 @@ def _study(match: Match, image: FoundImage) -> str:
         return image.header.study_uid or image.header.accession
     for role in ("study_uid", "accession", "study"):
         if value := match.get(role):
-            return value
+            own = match.get("patient") if role == "study" and match.method == "folder" else ""
+            return f"{own}/{value}" if own else value  # each patient may have a study1
     row = match.rows[0] if match.rows else None
     if row is not None and row.origin == "table" and len(row.images) > 1:
         return f"row {row.line}"

@@ -27,11 +27,13 @@ HINTS: dict[str, str] = {
     "duplicate_file": "a copy of a file that is kept.",
     "not_a_radiograph": "this modality does not read such files; use the command of theirs.",
     "picture_of_a_medium": "a picture beside a DICOMDIR, as viewers have; name it in a table if it is meant.",
+    "other_modality": "its header says that it is no radiograph; prepare it by the command of its modality.",
     "no_image_object": "a DICOM object without a picture (presentation state, dose report, …).",
     # files
     "outside_file": "a link that leads out of the source; copy the file in if it is meant.",
     "unreadable_file": "no permission to read it; run as a user who has it.",
     "archive_file": "unpack it, or give the archive itself as the source.",
+    "foreign_report": "it may hold reports, in a format that is not read; save it as CSV, .xlsx or .txt.",
     "other_file": "neither an image nor a report.",
     "dicomdir_reference_missing": "the DICOMDIR lists a file that is not there; copy the medium again.",
     "dicomdir_reference_outside": "the DICOMDIR points out of its folder; it was not followed.",

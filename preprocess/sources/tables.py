@@ -12,7 +12,7 @@ import datetime
 import io
 import re
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -126,6 +126,8 @@ def _read_workbook(path: Path) -> pd.DataFrame:
             listed = enumerate(sheet.iter_rows(values_only=True, max_col=_MAX_COLUMNS), 1)
             filled = ((line, [_cell(value) for value in row]) for line, row in listed if any(row))
             rows = [(line, cells) for line, cells in filled if any(cells)]
+            while len(rows) > 1 and _is_title(rows[0][1]):
+                rows.pop(0)
             if len(rows) > 1:
                 break
         book.close()
@@ -186,16 +188,23 @@ def _read_delimited(path: Path) -> pd.DataFrame:
 
 
 def _split(text: str, path: Path) -> pd.DataFrame:
-    delimiter = _delimiter(text, prefer="\t" if path.suffix.lower() == ".tsv" else ",")
+    declared = re.match(r"sep=([,;|\t])\r?\n", text, re.IGNORECASE)  # what Excel writes for itself
+    text = text[declared.end() :] if declared else text
+    prefer = "\t" if path.suffix.lower() == ".tsv" else ","
+    delimiter = declared[1] if declared else _delimiter(text, prefer=prefer)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     rows: list[list[str]] = []
     lines: list[int] = []
     header: list[str] = []
-    line = 1
+    skipped = 1 if declared else 0
+    line = 1 + skipped
     try:
         for row in reader:
+            while header and len(row) > len(header) and not row[-1].strip():
+                row.pop()  # delimiters at the end that the header does not have
             if not header:
-                header = _header(row, path) if any(cell.strip() for cell in row) else []
+                titles = not any(cell.strip() for cell in row) or _is_title(row)
+                header = [] if titles else _header(row, path)
             elif row and len(row) != len(header):
                 raise BadTable(
                     f"line {line} of {file_token(path)} has {len(row)} fields; the header has {len(header)}.",
@@ -204,7 +213,7 @@ def _split(text: str, path: Path) -> pd.DataFrame:
             elif any(cell.strip() for cell in row):
                 rows.append([cell.strip() for cell in row])
                 lines.append(line)
-            line = reader.line_num + 1
+            line = reader.line_num + 1 + skipped
     except csv.Error as error:
         raise BadTable(
             f"line {line} of {file_token(path)} is not a row: {error}.",
@@ -259,6 +268,11 @@ def _delimiter(text: str, *, prefer: str) -> str:
         if score > most:
             best, most = delimiter, score
     return best
+
+
+def _is_title(row: Sequence[str]) -> bool:
+    """Whether a row is a title above the header: one cell, the first, and nothing in the others."""
+    return len(row) > 1 and bool(row[0].strip()) and not any(cell.strip() for cell in row[1:])
 
 
 def _header(row: list[str], path: Path) -> list[str]:
