@@ -274,159 +274,6 @@ def _gate(cues: str) -> Gate:
     return tuple(found)
 
 
-_FINDERS:
-        likely = [cue for cue, keys in gate if not keys or not edges.isdisjoint(keys)]
-        if likely and (windows := _windows(low, likely)):
-            yield from find(text, windows)
-    yield from _phones(text, [(m.start(), min(m.end() + 20, len(text))) for m in DIGITS.finditer(text)])
-
-
-def _windows(low: str, cues: list[str]) -> list[tuple[int, int]]:
-    """Return the parts of a text around some words, in which alone an expensive pattern is searched."""
-    found: list[int] = []
-    for word in cues:
-        at = low.find(word)
-        while at >= 0:
-            found.append(at)
-            at = low.find(word, at + 1)
-    windows: list[tuple[int, int]] = []
-    for at in sorted(found):
-        start, end = max(0, at - _BEFORE), low.find(" ", at + _AFTER)
-        end = len(low) if end < 0 else end
-        if windows and start <= windows[-1][1]:
-            windows[-1] = windows[-1][0], max(end, windows[-1][1])
-        else:
-            windows.append((start, end))
-    return windows
-
-
-def _matches(pattern: re.Pattern[str], text: str, windows: list[tuple[int, int]]) -> Iterator[re.Match[str]]:
-    for start, end in windows:
-        yield from pattern.finditer(text, start, end)
-
-
-def _by(pattern: re.Pattern[str], kind: str) -> Finder:
-    """Return a finder: the pattern's named group, or all of it, becomes the kind's token."""
-    group = next(iter(pattern.groupindex), 0)
-
-    def find(text: str, windows: list[tuple[int, int]]) -> Iterator[Span]:
-        for match in _matches(pattern, text, windows):
-            found = match[group] or ""
-            if kind == "phone" and sum(map(str.isdigit, found)) < LEAST_DIGITS:
-                continue
-            if not found or _inside_word(text, match.start()) or (kind in _OF_WORDS and _is_clinical(found)):
-                continue
-            yield Span(*match.span(group), kind, f"[{kind}]")
-
-    return find
-
-
-def _inside_word(text: str, start: int) -> bool:
-    """Whether a match begins in the middle of a word or of a number."""
-    if not start or not text[start].isalnum():
-        return False
-    before = text[start - 1]
-    if before in ".-/" and start > 1:
-        return text[start].isdigit() and text[start - 2].isdigit()
-    return before.isalnum() or before == "_"
-
-
-def _titled(text: str, windows: list[tuple[int, int]]) -> Iterator[Span]:
-    for match in _matches(_TITLED, text, windows):
-        if _inside_word(text, match.start()):
-            continue
-        if match["low"]:
-            if match["low"] not in CLINICAL and match["low"] not in _LOW_STOP:
-                yield Span(*match.span("low"), "name", "[name]")
-            continue
-        group = "name" if match["name"] else "several"
-        careful = match["bare"] or match[0][:2].lower() in ("nu", "pr", "mi")
-        if not (careful and _is_clinical(match[group])):
-            yield Span(*match.span(group), "name", "[name]")
-
-
-def _is_clinical(name: str) -> bool:
-    """Whether what could be a name or a street is made of words that neither is made of."""
-    words = re.findall("[a-z]+", name.lower())
-    return all(word in CLINICAL or word in _LANES or len(word) < 2 for word in words)
-
-
-_LANES = frozenset("way place court lane drive square".split())
-
-
-def _told(text: str, windows: list[tuple[int, int]]) -> Iterator[Span]:
-    for match in _matches(_TOLD, text, windows):
-        group = "kin" if match["kin"] else "name"
-        if not _any_clinical(match[group]):
-            yield Span(*match.span(group), "name", "[name]")
-
-
-def _credentialed(text: str, windows: list[tuple[int, int]]) -> Iterator[Span]:
-    for match in _matches(_CREDENTIAL, text, windows):
-        name = _NAME_BEFORE.search(text, max(0, match.start() - 60), match.start())
-        if name and not _any_clinical(name["name"]):
-            yield Span(*name.span("name"), "name", "[name]")
-
-
-def _any_clinical(name: str) -> bool:
-    return any(word in CLINICAL for word in re.findall("[a-z]{3,}", name.lower())) or _is_clinical(name)
-
-
-def _hospitals(text: str, windows: list[tuple[int, int]]) -> Iterator[Span]:
-    for match in _matches(HOUSE, text, windows):
-        name = HOUSE_NAME.search(text, max(0, match.start() - 80), match.start())
-        if name and _is_clinical(name[0]):
-            name = None
-        if name or re.search(" (?:of|de) ", match[0]):
-            yield Span(name.start() if name else match.start(), match.end(), "hospital", "[hospital]")
-    for match in _matches(UNIVERSITY, text, windows):
-        yield Span(*match.span(), "hospital", "[hospital]")
-
-
-def _phones(text: str, windows: list[tuple[int, int]]) -> Iterator[Span]:
-    for match in _matches(PHONE, text, windows):
-        if not _inside_word(text, match.start()) and (match["ssn"] or sum(map(str.isdigit, match[0])) >= 8):
-            if match["run"] and DATE_RUN.fullmatch(match["run"]):
-                continue
-            if match[0][0] == "0" and " " in match[0] and sum(map(str.isdigit, match[0])) < 9:
-                continue
-            kind = "id" if match["ssn"] or match["run"] else "phone"
-            yield Span(*match.span(), kind, f"[{kind}]")
-
-
-def _uids(text: str, windows: list[tuple[int, int]]) -> Iterator[Span]:
-    for match in _matches(UID, text, windows):
-        # Those that the standard defines (1.2.840.10008) name no one.
-        if len(match[0]) >= 16 and not match[0].startswith("1.2.840.10008."):
-            yield Span(*match.span(), "id", "[id]")
-
-
-def _carets(text: str, windows: list[tuple[int, int]]) -> Iterator[Span]:
-    """Yield what HL7 left in a text: SMITH^JOHN^Q, 123456^^^HOSP."""
-    for match in _matches(CARETS, text, windows):
-        kind = "id" if match["number"] else "name"
-        if match["number"] or not _is_clinical(match[0]):
-            yield Span(*match.span(), kind, f"[{kind}]")
-
-
-def _births(text: str, windows: list[tuple[int, int]]) -> Iterator[Span]:
-    for match in _matches(BIRTH, text, windows):
-        yield Span(*match.span("date"), "date", "[date]")
-
-
-def _ages(text: str, windows: list[tuple[int, int]]) -> Iterator[Span]:
-    for pattern in (OLD, AGED, SPELT):
-        for match in _matches(pattern, text, windows):
-            before = text[max(0, match.start() - 20) : match.start()]
-            if not _inside_word(text, match.start()) and not WARM.search(before):
-                yield Span(*match.span("age"), "age", "90+")
-
-
-def _gate(words: str) -> tuple[str, ...]:
-    """Return words to look for first; ``_`` stands for a blank."""
-    return tuple(word.replace("_", " ") for word in words.split())
-
-
 _FINDERS: tuple[tuple[Gate, Finder], ...] = (
     (
         _gate(
@@ -494,6 +341,11 @@ _FINDERS: tuple[tuple[Gate, Finder], ...] = (
         ),
         _hospitals,
     ),
-    (_gate("year yr yrs y-o jährig años ans_ y.o y._o y/o yo_ yo, yo. 9m 9f 9y 0f 1f 2f 3f age_ age: age= aged"), _ages),
+    (
+        _gate(
+            "year yr yrs y-o jährig años ans_ y.o y._o y/o yo_ yo, yo. 9m 9f 9y 0f 1f 2f 3f age_ age: age= aged"
+        ),
+        _ages,
+    ),
 )
 """Cues one of which must be in the text, and the search that only around them is worth its time."""
