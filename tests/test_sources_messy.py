@@ -6,6 +6,7 @@ import pytest
 from test_pairing import dicom, png, reasons, reports, text
 
 from medvl.errors import BadTable
+from medvl.preprocess.sources.discovery import discover
 from medvl.preprocess.sources.hl7 import read_messages
 from medvl.preprocess.sources.pairing import pair
 from medvl.preprocess.sources.tables import ENCODING, read_table
@@ -272,3 +273,25 @@ def test_reports_in_formats_that_are_not_read_are_told(tmp_path):
     text(tmp_path / "reports.json", "[]")
     text(tmp_path / "page.html", "x")
     assert reasons(pair(tmp_path)) == {"foreign_report": 1, "other_file": 1, "image_without_report": 1}
+
+
+def test_every_file_is_an_item_a_report_or_has_a_reason(tmp_path):
+    two_tables(tmp_path)
+    dicom(tmp_path / "DICOMDIR")
+    for name, uid in (("one", "1.2"), ("copy", "1.2"), ("two", "1.3")):
+        dicom(tmp_path / "IMG" / name, SOPInstanceUID=uid, AccessionNumber="A", StudyInstanceUID="1.1")
+    png(tmp_path / "VIEWER" / "logo.png")
+    (tmp_path / "broken.dcm").touch()
+    text(tmp_path / "VIEWER" / "HELP.TXT", "Press F1.")
+    text(tmp_path / "B_9.txt", "Not for anybody.")
+    text(tmp_path / "letters.docx", "x")
+    png(tmp_path.parent / f"{tmp_path.name}_other.png")
+    (tmp_path / "link.png").symlink_to(tmp_path.parent / f"{tmp_path.name}_other.png")
+    pairing = pair(tmp_path)
+    left_out = [
+        entry for entry in pairing.unpaired if entry.reason != "image_without_report" and not entry.line
+    ]
+    found = [item.path for item in pairing.items] + [entry.path for entry in left_out]
+    expected = [file for file in discover(tmp_path) if file.kind != "table"]  # its DICOMDIR is none
+    assert sorted(found) == sorted(file.path for file in expected)
+    assert "each file and row by its name: add --details FILE.csv" in pairing.lines()

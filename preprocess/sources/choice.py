@@ -174,8 +174,6 @@ def read_reports(tables: Tables, columns: Overrides | None) -> list[ReportTable]
         notes.append(
             f"the table is not Unicode: it was read as {guessed}; check accents, or save it as UTF-8"
         )
-    if not (reports.columns.text or reports.columns.labels):
-        notes.append("no column of the table holds texts: name it with --column text=NAME")
     reports.notes += notes
     if not reports.columns.name_something():
         raise BadTable(

@@ -110,6 +110,7 @@ class Pairing:
             *(f"column {line}" for line in self.explain),
             *(self._reason_line(reason, count) for reason, count in counts["unpaired"].items()),
             *self.notes,
+            *(["each file and row by its name: add --details FILE.csv"] if self.unpaired else []),
         ]
 
     def _reason_line(self, reason: str, count: int) -> str:

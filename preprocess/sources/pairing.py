@@ -109,6 +109,9 @@ def pair(
                 hint="Give the folder that holds them.",
             )
         notes.append("no report was found: the images are kept without text; name a table with --table PATH")
+    silent = tables.table and not (reports.columns.text or reports.columns.labels)
+    if silent and not any(item.report for item, _ in found):
+        notes.append("no column of the table holds texts: name it with --column text=NAME")
     if not images:
         notes.append("no image was found: give the folder or the archive that holds them")
     unpaired += [
