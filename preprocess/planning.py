@@ -15,11 +15,13 @@ from medvl.preprocess.pseudonyms import Pseudonyms
 from medvl.preprocess.sources.archives import unpack
 from medvl.preprocess.sources.dicomdir import folder_of
 from medvl.preprocess.sources.layouts import find
-from medvl.preprocess.sources.pairing import Pairing, pair
+from medvl.preprocess.sources.pairing import Pairing, Unpaired, pair
 from medvl.splits import split_of
 
 __all__ = ["Tables", "digest_of", "open_source", "pair_source", "plan_chunks", "plan_jobs"]
 
+_DICOM_MODALITIES = {"cxr": frozenset({"CR", "DX", "DR", "RG", "RF", "XA", "OT", "SC"})}
+"""Values of Modality (PS3.3 C.7.3.1.1.1) that a store may hold; a file that states none is taken."""
 _FEWEST = 4
 """A small source still gives some 32 shards of at least this many records: enough for every core."""
 
@@ -89,7 +91,7 @@ def pair_source(source: Path, tables: Tables, *, modality: str) -> tuple[Pairing
         paired = pair(
             source, table=tables.table, columns=tables.columns, labels=tables.labels, boxes=tables.boxes
         )
-        return paired, ""
+        return _of_modality(paired, modality), ""
     if layout.modality not in (modality, "any"):
         raise UsageError(
             f"the source is {layout.name}, a data set of modality '{layout.modality}'; this is '{modality}'.",
@@ -97,7 +99,20 @@ def pair_source(source: Path, tables: Tables, *, modality: str) -> tuple[Pairing
         )
     paired = layout.read(source)
     known = f"read as the public data set {layout.name}; --layout none pairs by file and table instead"
-    return dataclasses.replace(paired, notes=(known, *paired.notes)), layout.name
+    return _of_modality(dataclasses.replace(paired, notes=(known, *paired.notes)), modality), layout.name
+
+
+def _of_modality(paired: Pairing, modality: str) -> Pairing:
+    """Leave out what the header says is of another modality: a PACS exports a patient's CT with the films."""
+    allowed = _DICOM_MODALITIES.get(modality)
+    other = [item for item in paired.items if allowed and item.modality and item.modality not in allowed]
+    if not other:
+        return paired
+    lost = {item.path for item in other}
+    unpaired = [entry for entry in paired.unpaired if entry.path not in lost]
+    unpaired += [Unpaired("other_modality", file_token(item.path), path=item.path) for item in other]
+    kept = tuple(item for item in paired.items if item.path not in lost)
+    return dataclasses.replace(paired, items=kept, unpaired=tuple(unpaired))
 
 
 def plan_jobs(

@@ -18,8 +18,9 @@ EXPLICIT = b"1.2.840.10008.1.2.1"
 
 
 def changed(path: Path, *, source: Path = MR, **elements: object) -> Path:
-    """Write ``source`` with other values; None deletes an element."""
+    """Write ``source`` as a radiograph with other values; None deletes an element."""
     dataset = pydicom.dcmread(source)
+    dataset.Modality = "DX"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the values are meant to be wrong
         for keyword, value in elements.items():

@@ -271,11 +271,22 @@ def test_folders_that_cannot_be_are_refused(tree, tmp_path):
     assert [p.name for p in (tmp_path / "full").iterdir()] == ["thesis.tex"]
 
 
-def test_a_source_without_a_table_leaves_no_folder_behind(tmp_path):
-    write_dicom(tmp_path / "source" / "a.dcm", 0)
-    with pytest.raises(BadTable, match="no report table"):
+def test_a_source_without_an_image_leaves_no_folder_behind(tmp_path):
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "page.html").write_text("<p>Nothing here.</p>")
+    with pytest.raises(BadTable, match="neither an image nor a report was found among 1 files"):
         prepare(tmp_path / "source", tmp_path / "s")
     assert not (tmp_path / "s").exists()
+
+
+def test_a_ct_among_the_films_is_left_out_and_named(tmp_path):
+    write_dicom(tmp_path / "source" / "film.dcm", 0)
+    write_dicom(tmp_path / "source" / "slice.dcm", 4, Modality="CT")
+    write_dicom(tmp_path / "source" / "unsaid.dcm", 8, Modality="")
+    summary = prepare(tmp_path / "source", tmp_path / "s", key=KEY, workers=1)
+    assert (summary.records, summary.unpaired["other_modality"]) == (2, 1)
+    assert "other_modality" in (tmp_path / "s" / "private" / "unpaired.csv").read_text()
+    assert summary.complete  # left out for a reason that asks for nothing
 
 
 def test_a_second_process_is_turned_away_and_a_dead_one_is_not(tree, prepared):
