@@ -345,8 +345,10 @@ def test_which_table_is_meant_must_be_clear(tmp_path):
     alone = pair(tmp_path)
     assert len(alone.items) == 1 and any("no report was found" in note for note in alone.notes)
     text(tmp_path / "one.csv", "image,text\na.png,From one table.\n")
-    text(tmp_path / "two.csv", "image,text\na.png,From another table.\n")
-    with pytest.raises(BadTable, match="source holds 2 tables that could hold the reports"):
+    text(tmp_path / "two.csv", "image,report\na.png,From another table.\n")
+    with pytest.raises(
+        BadTable, match="source holds 2 tables that could hold the reports; 2 have one of texts"
+    ):
         pair(tmp_path)
     assert reports(pair(tmp_path, table=tmp_path / "two.csv")) == {"a.png": "From another table."}
     text(tmp_path / "reports.csv", "who,text\na,From a table without keys.\n")

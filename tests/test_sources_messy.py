@@ -129,6 +129,33 @@ def test_a_table_without_a_shared_key_counts_by_its_own(tmp_path):
     assert "1 more tables were not used" in " ".join(pairing.notes)
 
 
+def test_tables_are_joined_though_a_spreadsheet_has_eaten_zeros(tmp_path):
+    png(tmp_path / "a.png")
+    text(tmp_path / "files.csv", "accession,image,patient_id\n0012,a.png,P1\n")
+    table = text(tmp_path / "reports.csv", f"accession,report\n12,{LUNGS}\n")
+    assert [(item.report, item.patient) for item in pair(tmp_path).items] == [(LUNGS, "P1")]
+    text(table, f"accession,report\n12,{LUNGS}\n012,{HEART}\n")  # the form is two numbers
+    assert reports(pair(tmp_path)) == {"a.png": ""}
+
+
+def test_tables_of_one_header_are_parts_of_one(tmp_path):
+    png(tmp_path / "a.png")
+    png(tmp_path / "b.png")
+    text(tmp_path / "y2023.csv", f"image,report\na.png,{LUNGS}\n")
+    later = text(tmp_path / "y2024.csv", f"image,report\nb.png,{HEART}\nc.png,Lost.\n")
+    pairing = pair(tmp_path)
+    assert reports(pairing) == {"a.png": LUNGS, "b.png": HEART}
+    assert "2 tables have the same columns: they were read as one" in pairing.notes
+    (entry,) = pairing.unpaired
+    assert (entry.reason, entry.line, entry.path) == ("report_without_image", 3, later)
+    for path, images in ((tmp_path / "y2023.csv", "a.png;c.png"), (later, "b.png;d.png")):
+        png(tmp_path / images[-5:])
+        text(path, f"image,report\n{images},{LUNGS}\n")
+    assert len({item.study for item in pair(tmp_path).items}) == 2  # each of them is in line 2
+    text(later, f"image,report\na.png,{HEART}\n")
+    assert reasons(pair(tmp_path))["conflicting_reports"] == 1
+
+
 def test_reports_may_lie_deeper_than_the_source(tmp_path):
     png(tmp_path / "Export" / "img" / "1.png")
     text(tmp_path / "Export" / "desktop.ini", "[x]")

@@ -6,7 +6,7 @@ accession number, UID or study that both have; a table without such a key counts
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -15,6 +15,7 @@ import pandas as pd
 from medvl.errors import BadTable, file_token
 from medvl.preprocess.sources.columns import ROLES, Columns, Overrides, guess_columns
 from medvl.preprocess.sources.discovery import SourceFile
+from medvl.preprocess.sources.identifiers import loose
 from medvl.preprocess.sources.matching import KEYS, ReportTable
 from medvl.preprocess.sources.rows import Row
 from medvl.preprocess.sources.tables import ENCODING, read_table
@@ -28,12 +29,18 @@ _BY_JOIN = tuple(role for role in ROLES if role not in ("text", "labels", "name"
 
 @dataclass(frozen=True)
 class Tables:
-    """The tables of a source by their use; ``others`` are those that nobody named."""
+    """The tables of a source by their use.
+
+    Attributes:
+        others: those that nobody named.
+        parts: whether all hold reports under the same columns, as the parts of one export do.
+    """
 
     table: Path | None = None
     labels: Path | None = None
     boxes: Path | None = None
     others: tuple[Path, ...] = ()
+    parts: bool = False
 
     def paths(self) -> set[Path]:
         """Return those that are there."""
@@ -85,9 +92,11 @@ def choose_tables(
         return [path for path in paths if path not in special and path.resolve() not in told]
 
     others = rest(here) or rest(every)
+    parts = False
     if table is None and others:
-        table = others[0] if len(others) == 1 else _with_reports(others, columns)
-    return Tables(table, labels, boxes, tuple(path for path in others if path != table))
+        parts = _are_parts(others, columns)
+        table = others[0] if len(others) == 1 or parts else _with_reports(others, columns)
+    return Tables(table, labels, boxes, tuple(path for path in others if path != table), parts)
 
 
 def _is_called(path: Path, word: str) -> bool:
@@ -108,6 +117,17 @@ def _with_reports(paths: Sequence[Path], columns: Overrides | None) -> Path:
             hint="Name the one with the texts: --table PATH; the others are joined to it by a key of both.",
         )
     return chosen[0]
+
+
+def _are_parts(paths: Sequence[Path], columns: Overrides | None) -> bool:
+    """Whether several tables have the same columns, texts among them; one called reports stands alone."""
+    if len(paths) < 2 or any(path.stem.lower() in _STEMS[:2] for path in paths):
+        return False
+    try:
+        tables = [_read(path, columns) for path in paths]
+    except BadTable:
+        return False
+    return all(one.rank > 1 for one in tables) and len({tuple(one.frame.columns) for one in tables}) == 1
 
 
 def _rank(path: Path, columns: Overrides | None) -> int:
@@ -142,9 +162,9 @@ def read_reports(tables: Tables, columns: Overrides | None) -> list[ReportTable]
     """
     if tables.table is None:
         return [ReportTable(Columns(), [])]
-    extra, notes = _extra(tables.others, columns)
-    elsewhere = {str(name) for one in extra for name in one.frame.columns}
     frame = read_table(tables.table)
+    extra, notes = _extra(tables, columns)
+    elsewhere = {str(name) for one in extra for name in one.frame.columns}
     theirs = [role for role in columns or {} if role not in _own(frame, columns)]
     own = {
         role: value
@@ -155,13 +175,17 @@ def read_reports(tables: Tables, columns: Overrides | None) -> list[ReportTable]
     found = [reports]
     for one in extra:
         more = ReportTable.of(one.frame, one.columns, path=one.path)
-        key = next((role for role in KEYS if set(reports.by[role]) & set(more.by[role])), "")
+        if one.columns.text:
+            found.append(more)
+            continue
+        key, form = _shared(reports, more)
         if key:
-            count = sum(bool(more.by[key].get(row.get(key))) for row in reports.rows)
+            stated = {form(row.get(key)) for row in more.rows}
+            count = sum(form(row.get(key)) in stated for row in reports.rows)
             total = len(reports.rows)
             joined = ReportTable(
                 _with(reports.columns, one.columns, f"of a table joined by {key}"),
-                list(_joined(reports, more, key)),
+                list(_joined(reports, more, key, form)),
             )
             joined.unpaired, joined.notes = reports.unpaired, reports.notes
             joined.notes.append(f"a second table was joined by {key}: it has {count} of {total} reports")
@@ -184,22 +208,37 @@ def read_reports(tables: Tables, columns: Overrides | None) -> list[ReportTable]
     return found
 
 
-def _extra(paths: Sequence[Path], columns: Overrides | None) -> tuple[list[_Read], list[str]]:
-    """Read what is no table of reports, but has a key."""
+def _shared(reports: ReportTable, more: ReportTable) -> tuple[str, Callable[[str], str]]:
+    """Return the key that both tables have, as written or, where no cell is equal, in its loose form."""
+    for form in (str, loose):
+        for key in KEYS:
+            ours, theirs = ([value for value in one.by[key] if form(value)] for one in (reports, more))
+            unique = all(len({form(value) for value in values}) == len(values) for values in (ours, theirs))
+            if unique and {form(value) for value in ours} & {form(value) for value in theirs}:
+                return key, form
+    return "", str
+
+
+def _extra(tables: Tables, columns: Overrides | None) -> tuple[list[_Read], list[str]]:
+    """Read what has a key and is no table of other reports."""
     found, unread = [], 0
-    for path in paths:
+    for path in tables.others:
         try:
             one = _read(path, columns)
         except BadTable:
             unread += 1
             continue
         keyed = any(getattr(one.columns, role) for role in (*KEYS, "image"))
-        if keyed and one.rank < 2:
+        if keyed and tables.parts:
+            found.append(one)
+        elif keyed and one.rank < 2:
             found.append(replace(one, columns=replace(one.columns, text=())))
         else:
             unread += 1
     note = f"{unread} more tables were not used: they have reports of their own, no key, or cannot be read"
-    return found, [note] if unread else []
+    count = len(tables.others) + 1
+    notes = [f"{count} tables have the same columns: they were read as one"] if tables.parts else []
+    return found, [*notes, note] if unread else notes
 
 
 def _with(columns: Columns, more: Columns, why: str) -> Columns:
@@ -211,11 +250,12 @@ def _with(columns: Columns, more: Columns, why: str) -> Columns:
     return replace(columns, **new, why=columns.why | dict.fromkeys(new, why))
 
 
-def _joined(reports: ReportTable, more: ReportTable, key: str) -> Iterator[Row]:
+def _joined(reports: ReportTable, more: ReportTable, key: str, form: Callable[[str], str]) -> Iterator[Row]:
     """Yield each report with what the other table says of its study, once for each image that it names."""
     used: set[int] = set()
+    by = {form(value): rows for value, rows in more.by[key].items()}
     for row in reports.rows:
-        partners = more.by[key].get(row.get(key), []) if row.get(key) else []
+        partners = by.get(form(row.get(key)), []) if row.get(key) else []
         used |= {id(partner) for partner in partners}
         naming = [] if row.images else [partner for partner in partners if partner.images]
         for partner in naming:

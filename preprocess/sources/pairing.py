@@ -250,7 +250,7 @@ def _study(match: Match, image: FoundImage) -> str:
             return f"{own}/{value}" if own else value  # each patient may have a study1
     row = match.rows[0] if match.rows else None
     if row is not None and row.origin == "table" and len(row.images) > 1:
-        return f"row {row.line}"
+        return f"row {row.line}" + (f" of {row.path.name}" if row.path else "")
     folder, _, _ = image.file.relative.rpartition("/")
     if match.method == "folder" and row is not None and row.folder == folder:
         return folder

@@ -43,7 +43,7 @@ HINTS: dict[str, str] = {
     "text_without_image": "its name or folder belongs to no image.",
     "row_without_image": "a row without text that no image has.",
     "named_image_missing": "a row names an image that is not there.",
-    "path_outside_source": "a row names a path outside the source; it was not followed.",
+    "path_outside_source": "a row names a path outside the source, not followed; write paths below it.",
     "report_too_long": "more than 200,000 characters; it may hold more than one report.",
     "text_unreadable": "no text, or in a character set that is not known; save it as UTF-8.",
     "superseded_report": "a later or final version of it is used.",
