@@ -100,6 +100,9 @@ def _writable(record: Record) -> Record:
             f"record {record.record_id} has a spacing or a box that is not finite: {numbers}.",
             hint="Correct the header or the box table.",
         )
+    def plain(lines: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(_SURROGATE.sub("\ufffd", line) for line in lines)
+
     return dataclasses.replace(
         record,
         report=_SURROGATE.sub("\ufffd", record.report),
@@ -107,10 +110,9 @@ def _writable(record: Record) -> Record:
             dataclasses.replace(change, shown=_SURROGATE.sub("\ufffd", change.shown))
             for change in record.changes
         ),
-        **{
-            view: tuple(_SURROGATE.sub("\ufffd", line) for line in getattr(record, view))
-            for view in ("retrieval", "generation", "rewritten")
-        },
+        retrieval=plain(record.retrieval),
+        generation=plain(record.generation),
+        rewritten=plain(record.rewritten),
     )
 
 
