@@ -118,6 +118,7 @@ def _numeric(text: str, days: int) -> Iterator[Span]:
     if any(match[1] == "/" for match in found):
         yield from _ranges(text, days)
     for match in found:
+        shown: str | None
         if match[2]:
             shown = _written(days, (match[0][:4], match[0][5:7], match[0][8:]), "ymd", match[2])
         elif match[1]:

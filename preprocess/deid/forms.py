@@ -49,7 +49,8 @@ KEYWORD_ID = re.compile(
     rf"(?P<id>{_NUMBER}(?:[ ]\d{{2,6}}){{0,3}}|\d\d(?: \d{{1,4}}){{2,4}})(?!\w)"
 )
 PHONE = re.compile(
-    r"(?:\+\d{1,3}[ .-]?)?(?:\(\d{3}\) ?|\d{3}[.-])\d{3}[.-]\d{4}(?!\d)(?:,? ?(?:x|ext\.?|extension) ?\d{1,6}\b)?"
+    r"(?:\+\d{1,3}[ .-]?)?(?:\(\d{3}\) ?|\d{3}[.-])\d{3}[.-]\d{4}(?!\d)"
+    r"(?:,? ?(?:x|ext\.?|extension) ?\d{1,6}\b)?"
     r"|0\d{1,4}(?: \d{2,5}){2,4}(?![\d.])|0\d{2,4}/\d{5,8}(?!\d)|(?P<run>\d{9,20})(?![\w.])"
     r"|\+\d{1,3}(?:[ .-]?\(?\d{1,5}\)?){2,5}(?!\d)|(?P<ssn>\d{3}-\d\d-\d{4})(?!\d)"
 )
@@ -57,8 +58,8 @@ DATE_RUN = re.compile(r"(?:19|20)\d\d(?:0\d|1[0-2])[0-3]\d(?:[01]\d|2[0-3])[0-5]
 DIGITS = re.compile(r"[\d+(][\d() ./+-]{7,}")
 """What may hold a telephone number."""
 _LINES = any_of(
-    "phone telephone tel ph fon telefon pager beeper bleep fax mobile cell cellphone extension ext x-?tension pgr"
-    " contact voicemail vm ascom vocera call_back"
+    "phone telephone tel ph fon telefon pager beeper bleep fax mobile cell cellphone extension ext x-?tension"
+    " pgr contact voicemail vm ascom vocera call_back"
 )
 KEYWORD_PHONE = re.compile(
     rf"\b(?i:{_LINES}\.?[ ]?(?:number|no\.?|\#|at|is)?[ ]?[:#.]?[ ]?)"
@@ -87,7 +88,8 @@ ADDRESS = re.compile(
     r"|[1-9]\d{0,3},? (?:rue|calle|via) (?:(?:de|du|des|la|del|di) )*[A-Z]\w+"
 )
 ADDRESS_CUE = re.compile(
-    r"\b(?i:(?:home |street |mailing )?address)(?:\s*:\s*| (?=\d))(?P<id>[^\n;]{4,80}?)(?=\s*(?:$|[\n;]|\.(?:\s|$)))"
+    r"\b(?i:(?:home |street |mailing )?address)(?:\s*:\s*| (?=\d))"
+    r"(?P<id>[^\n;]{4,80}?)(?=\s*(?:$|[\n;]|\.(?:\s|$)))"
 )
 # Words before "hospital" or "clinic" that name none: the outside hospital, the chest clinic.
 _GENERIC = any_of(
@@ -115,17 +117,21 @@ HOUSE = re.compile(rf"\b(?i:{_HOUSES})\b(?: (?:of|de)(?: {_H}){{1,3}})?")
 HOUSE_NAME = re.compile(rf"(?<![\w'’-])(?:{_H} (?:(?:of|and|&|for) )?){{1,4}}(?:(?i:{_SORTS}) ){{0,3}}$")
 UNIVERSITY = re.compile(rf"[Uu](?i:niversity) of (?:{_H})(?: {_H}){{0,2}}")
 CARETS = re.compile(
-    r"[A-ZÀ-Þ][\w'’-]+(?: [A-Z][\w'’-]+)?\^[A-ZÀ-Þ][\w'’.-]*(?:\^[\w'’.]*)*|(?P<number>\w*\d{4,}\w*)\^{2,}[\w&^.]*"
+    r"[A-ZÀ-Þ][\w'’-]+(?: [A-Z][\w'’-]+)?\^[A-ZÀ-Þ][\w'’.-]*(?:\^[\w'’.]*)*"
+    r"|(?P<number>\w*\d{4,}\w*)\^{2,}[\w&^.]*"
 )
 BIRTH = re.compile(
-    r"\b(?i:DOB|D\.O\.B\.?|(?:date of )?birth ?(?:date|day)?|born(?: on| in)?|geb(?:oren)?(?: am)?)\.?\s*[:=]?\s*"
-    r"(?P<date>\d{1,4}[./-]\d{1,2}[./-]\d{2,4}|\d{8}|(?:19|20)\d\d|\d{1,2}[ -][A-Za-z]{3,9}\.?[ ,-]{1,2}\d{2,4}"
+    r"\b(?i:DOB|D\.O\.B\.?|(?:date of )?birth ?(?:date|day)?|born(?: on| in)?"
+    r"|geb(?:oren)?(?: am)?)\.?\s*[:=]?\s*"
+    r"(?P<date>\d{1,4}[./-]\d{1,2}[./-]\d{2,4}|\d{8}|(?:19|20)\d\d"
+    r"|\d{1,2}[ -][A-Za-z]{3,9}\.?[ ,-]{1,2}\d{2,4}"
     r"|[A-Z][a-z]{2,8}\.? \d{1,2},? \d{2,4})(?![\w])"
 )
 OLD = re.compile(
     r"(?P<age>9\d|1[0-4]\d)(?=[- ]?(?i:years?|yrs?|yr\.?)[- ]?"
     r"(?i:old|of[- ]age|male|female|man|woman|lady|gentleman|[MF]\b)"
-    r"|[- ]?(?i:y\.? ?o\b|y/o\b|yo[mf]?\b|y[ -]?[mf]?\b|y-o\b|jährig|años\b|ans\b)|[MF]\b|-?(?i:year|yr)s?\b-)"
+    r"|[- ]?(?i:y\.? ?o\b|y/o\b|yo[mf]?\b|y[ -]?[mf]?\b|y-o\b|jährig|años\b|ans\b)"
+    r"|[MF]\b|-?(?i:year|yr)s?\b-)"
 )
 AGED = re.compile(r"\b(?i:aged?)(?: is|:|=| of)? ?0?(?P<age>9\d|1[0-4]\d)(?![\d+%]|\.\d| ?(?:mm|cm))")
 

@@ -8,10 +8,12 @@ import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from itertools import chain
 from typing import TypeVar
 
 __all__ = ["in_processes"]
 
+_AHEAD = 3
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
@@ -33,34 +35,49 @@ def in_processes(
     if workers == 1 or len(tasks) < 2:
         yield from ((place, work(task)) for place, task in enumerate(tasks))
         return
+    places = iter(range(len(tasks)))
     suspects: list[int] = []
-    for place, results in _together(work, tasks, workers=workers):
-        if results is None:
-            suspects.append(place)
-        else:
-            yield place, results[0]
+    while (first := next(places, None)) is not None:
+        for place, results in _together(work, tasks, chain([first], places), workers=workers):
+            if results is None:
+                suspects.append(place)
+            else:
+                yield place, results[0]
     for place in suspects:
-        for _, results in _together(work, [tasks[place]], workers=1):
+        for _, results in _together(work, tasks, iter([place]), workers=1):
             yield place, crashed if results is None else results[0]
 
 
 def _together(
-    work: Callable[[Task], Result], tasks: Sequence[Task], *, workers: int
+    work: Callable[[Task], Result], tasks: Sequence[Task], places: Iterator[int], *, workers: int
 ) -> Iterator[tuple[int, tuple[Result] | None]]:
-    """Yield a tuple of one result for each task, None for those that a dead process took along."""
+    """Yield a tuple of one result for each place, None for those that a dead process took along.
+
+    Few tasks are under way at a time, so few are suspected; those after them are left in ``places``.
+    """
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=spawn, initializer=_start) as pool:
         futures: dict[concurrent.futures.Future[Result], int] = {}
-        try:
-            for place, task in enumerate(tasks):
-                futures[pool.submit(work, task)] = place
-        except BrokenProcessPool:
-            yield from ((place, None) for place in range(len(futures), len(tasks)))
-        for future in concurrent.futures.as_completed(futures):
-            try:
-                yield futures[future], (future.result(),)
-            except BrokenProcessPool:
-                yield futures[future], None
+        broken = False
+        while True:
+            while (
+                not broken and len(futures) < _AHEAD * workers and (place := next(places, None)) is not None
+            ):
+                try:
+                    futures[pool.submit(work, tasks[place])] = place
+                except BrokenProcessPool:
+                    broken = True
+                    yield place, None
+            if not futures:
+                return
+            done, _ = concurrent.futures.wait(futures, return_when=concurrent.futures.FIRST_COMPLETED)
+            for future in done:
+                try:
+                    yield futures[future], (future.result(),)
+                except BrokenProcessPool:
+                    broken = True
+                    yield futures[future], None
+                del futures[future]
 
 
 def _start() -> None:

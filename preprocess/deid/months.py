@@ -6,7 +6,7 @@ import datetime
 import re
 from collections.abc import Iterator
 
-from medvl.preprocess.deid.dates import Span
+from medvl.preprocess.deid.dates import MONTHS, Span
 
 __all__ = ["find_foreign_dates"]
 
@@ -41,6 +41,8 @@ def find_foreign_dates(text: str, *, shift_days: int) -> Iterator[Span]:
         if before.isalnum() or before in tuple("./-_"):
             continue
         day, mark, gap, month, join, year = match.groups(default="")
+        if month.lower() in MONTHS and gap == " ":  # 12 April 2015 is English too
+            continue
         names = _language_of(month.lower(), gap + join)
         try:
             date = datetime.date(int(year or _LEAP), names.index(month.lower()) + 1, int(day))

@@ -55,7 +55,8 @@ _TITLED = re.compile(
     rf"|Nurse|Señora?|Frau|Herr|Mme|Monsieur)\b(?:\.\s{{0,2}}|\s{{1,2}})|(?:MR|MS|MISS|Sra?)\.\s{{1,2}})"
     rf"(?P<name>{_NAME})"
     rf"|(?:Drs|DRS)\b\.? (?P<several>{_NAME}(?:(?:, | and | & |, and ){_NAME}){{0,3}})"
-    r"|(?:[Dd]rs?|[Mm]rs?|[Mm]s)(?:\. ?|(?<=[Dd]r) (?!ain\b)|(?<=mrs) )(?P<low>(?!XX)[a-z]{3,}(?:-[a-z]{3,})?)\b"
+    r"|(?:[Dd]rs?|[Mm]rs?|[Mm]s)(?:\. ?|(?<=[Dd]r) (?!ain\b)|(?<=mrs) )"
+    r"(?P<low>(?!XX)[a-z]{3,}(?:-[a-z]{3,})?)\b"
 )
 _LOW_STOP = frozenset("the and for was has had who not may can did via per".split())
 _DONE = any_of(
@@ -74,9 +75,11 @@ _ROLES = any_of(
 )
 _TOLD = re.compile(
     rf"\b(?:discussed with|(?:communicated|relayed|conveyed|telephoned|called|reported|given|faxed|paged) to|"
-    rf"notified|spoke (?:to|with)|on behalf of|informed|[Rr]eferred by|^I,|(?:[Tt]he )?[Pp]atient,|[Pp]atient name|"
+    rf"notified|spoke (?:to|with)|on behalf of|informed|[Rr]eferred by|^I,"
+    rf"|(?:[Tt]he )?[Pp]atient,|[Pp]atient name|"
     rf"(?:[Rr]egards|[Ss]incerely|[Tt]hank you|[Yy]ours \w+),)\s+(?P<name>{_W},? (?:{_I} ?)?{_W}(?: {_W})?)"
-    rf"|\b(?:wife|husband|son|daughter|mother|father|brother|sister|spouse|partner|Daughter|Son|Wife|Husband|Mother|Father)"
+    rf"|\b(?:wife|husband|son|daughter|mother|father|brother|sister|spouse|partner"
+    r"|Daughter|Son|Wife|Husband|Mother|Father)"
     rf",? \(?(?P<kin>(?-i:{_W})(?: {_W})?)",
     re.MULTILINE,
 )
@@ -262,7 +265,7 @@ _LETTERS = re.compile(r"[^\W\d_]+")
 
 
 def _gate(cues: str) -> Gate:
-    """Return words to look for first, ``_`` for a blank, each with what a word of the text must begin or end with.
+    """Return cues, ``_`` for a blank, each with the beginning or end that a word of its text must have.
 
     To ask for the beginnings and ends of all words at once is cheaper than to look for each cue.
     """
@@ -307,7 +310,8 @@ _FINDERS: tuple[tuple[Gate, Finder], ...] = (
     ),
     (
         _gate(
-            "mrn m.r.n urn_ urn: medical_record accession _id_ _id: _id# number _no. _no: patient_no_ case_no_"
+            "mrn m.r.n urn_ urn: medical_record accession _id_ _id: _id# number _no. _no:"
+            " patient_no_ case_no_"
             " hospital_no_ hosp_no_ chart_no_ study_no_ exam_no_ unit_no_ order_no_ account_no_ acct_no_"
             " specimen_no_ _nr _num_ acc: acc# ss# ss_# # ssn nhs identifier _code patient_record"
             " patient_id study_id subject_id acc_record"
@@ -316,7 +320,8 @@ _FINDERS: tuple[tuple[Gate, Finder], ...] = (
     ),
     (
         _gate(
-            "ph:_ ph_ fon_ telefon bleep voicemail vm_ ascom vocera call_back phone tel_ tel: tel. pager beeper"
+            "ph:_ ph_ fon_ telefon bleep voicemail vm_ ascom vocera call_back phone tel_"
+            " tel: tel. pager beeper"
             " fax mobile_ cell_ cell: ext_ ext. ext: extension_ tension_ pgr contact_"
         ),
         _by(KEYWORD_PHONE, "phone"),
@@ -343,7 +348,8 @@ _FINDERS: tuple[tuple[Gate, Finder], ...] = (
     ),
     (
         _gate(
-            "year yr yrs y-o jährig años ans_ y.o y._o y/o yo_ yo, yo. 9m 9f 9y 0f 1f 2f 3f age_ age: age= aged"
+            "year yr yrs y-o jährig años ans_ y.o y._o y/o yo_ yo, yo. 9m 9f 9y 0f 1f 2f 3f"
+            " age_ age: age= aged"
         ),
         _ages,
     ),

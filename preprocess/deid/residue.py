@@ -80,18 +80,23 @@ class PlainSearch:
                 seen.add(part)
                 yield "name"
         runs = set(_RUN.findall(low))
-        for run in runs | words:
-            for at in range(len(run) - _INSIDE + 1) if self._inside else ():
-                for part in self._inside.get(run[at : at + _INSIDE], ()):
-                    if part not in seen and run.startswith(part, at):
-                        seen.add(part)
-                        yield "id" if part in self._numbers else "name"
-        for run in runs & self._exact.keys():
-            for number in self._exact[run]:
-                if "".join(_RUN.findall(number)) not in seen and _alone(low, number):
-                    yield "id"
+        for part in self._within(runs | words) - seen:
+            seen.add(part)
+            yield "id" if part in self._numbers else "name"
+        for number in (number for run in runs & self._exact.keys() for number in self._exact[run]):
+            if "".join(_RUN.findall(number)) not in seen and _alone(low, number):
+                yield "id"
         if not text.isascii():
             yield from ("name" for part in self._wide if part in low)
+
+    def _within(self, runs: set[str]) -> set[str]:
+        """Return the long values that are anywhere inside words."""
+        found: set[str] = set()
+        for run in runs if self._inside else ():
+            for at in range(len(run) - _INSIDE + 1):
+                parts = self._inside.get(run[at : at + _INSIDE], ())
+                found.update(part for part in parts if run.startswith(part, at))
+        return found
 
     def found_in_bytes(self, data: bytes) -> Iterator[str]:
         """Yield the same for bytes, whose printable runs are words; names of any encoding count."""
