@@ -329,14 +329,6 @@ def test_labels_and_boxes_are_found_by_name_and_by_key(tmp_path):
     assert reasons(pairing) == {"labels_without_image": 1, "boxes_without_image": 1}
 
 
-def test_labels_alone_are_enough(tmp_path):
-    png(tmp_path / "a.png")
-    text(tmp_path / "labels.csv", "image,nodule,edema\na.png,1,0\n")
-    pairing = pair(tmp_path)
-    assert pairing.items[0].labels == {"nodule": "present", "edema": "absent"}
-    assert (pairing.columns, reasons(pairing)) == ({}, {"image_without_report": 1})
-
-
 def test_which_table_is_meant_must_be_clear(tmp_path):
     text(tmp_path / "page.html", "<p>No image, no table.</p>")
     with pytest.raises(BadTable, match="neither an image nor a report was found among 1 files"):

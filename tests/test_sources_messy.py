@@ -129,6 +129,14 @@ def test_a_table_without_a_shared_key_counts_by_its_own(tmp_path):
     assert "1 more tables were not used" in " ".join(pairing.notes)
 
 
+def test_labels_alone_are_enough(tmp_path):
+    png(tmp_path / "a.png")
+    text(tmp_path / "labels.csv", "image,nodule,edema\na.png,1,0\n")
+    pairing = pair(tmp_path)
+    assert pairing.items[0].labels == {"nodule": "present", "edema": "absent"}
+    assert (pairing.columns, reasons(pairing)) == ({}, {"image_without_report": 1})
+
+
 def test_tables_are_joined_though_a_spreadsheet_has_eaten_zeros(tmp_path):
     png(tmp_path / "a.png")
     text(tmp_path / "files.csv", "accession,image,patient_id\n0012,a.png,P1\n")
