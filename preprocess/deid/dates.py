@@ -88,15 +88,17 @@ _SHORT_CUE = re.compile(
 )
 
 
-def find_dates(text: str, *, shift_days: int) -> Iterator[Span]:
+def find_dates(text: str, *, shift_days: int, words: frozenset[str] | None = None) -> Iterator[Span]:
     """Yield the dates of a text, each with the date that stands for it.
 
     Where day and month could be either, a date of the same text that can only be read one way decides;
     else the month comes first with slashes and hyphens (the order of the US), the day with dots. A date
-    that the calendar lacks becomes ``[date]``. Years alone stay.
+    that the calendar lacks becomes ``[date]``. Years alone stay. ``words``, every run of letters of the text
+    in lower case, spares the search for months where there are none.
     """
     yield from _numeric(text, shift_days)
-    yield from _named(text, shift_days)
+    if words is None or not words.isdisjoint(_MONTH_OF):
+        yield from _named(text, shift_days)
 
 
 def _numeric(text: str, days: int) -> Iterator[Span]:

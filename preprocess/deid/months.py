@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from medvl.preprocess.deid.dates import MONTHS, Span
 
-__all__ = ["find_foreign_dates"]
+__all__ = ["FOREIGN_MONTHS", "find_foreign_dates"]
 
 _LANGUAGES = tuple(
     tuple(names.split())
@@ -20,7 +20,8 @@ _LANGUAGES = tuple(
         "janeiro fevereiro março abril maio junho julho agosto setembro outubro novembro dezembro",
     )
 )
-_MONTHS = sorted({name for names in _LANGUAGES for name in names}, key=len, reverse=True)
+FOREIGN_MONTHS = frozenset(name for names in _LANGUAGES for name in names)
+_MONTHS = sorted(FOREIGN_MONTHS, key=len, reverse=True)
 _DATE = re.compile(
     rf"(\d{{1,2}})(\.|º|er|°)?( de |\. ?| )({'|'.join(_MONTHS)})(?:( del? |,? )((?:19|20)\d\d))?(?!\w)",
     re.IGNORECASE,

@@ -103,14 +103,14 @@ LEAST_DIGITS = 4
 """Of a telephone number or an extension: a cell of 12 mm has none."""
 
 
-def find_patterns(text: str, low: str) -> Iterator[Span]:
+def find_patterns(text: str, low: str, words: frozenset[str]) -> Iterator[Span]:
     """Yield what identifies by itself, each with its token.
 
     Args:
         text: the report.
         low: the report in lower case.
+        words: every run of letters in it.
     """
-    words = set(_LETTERS.findall(low))
     edges = words | {word[:4] for word in words} | {word[-4:] for word in words}
     for gate, find in _FINDERS:
         likely = [cue for cue, keys in gate if not keys or not edges.isdisjoint(keys)]

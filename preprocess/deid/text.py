@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 from medvl.preprocess.deid.dates import Span, find_dates
-from medvl.preprocess.deid.months import find_foreign_dates
+from medvl.preprocess.deid.months import FOREIGN_MONTHS, find_foreign_dates
 from medvl.preprocess.deid.names import find_names
 from medvl.preprocess.deid.patterns import find_patterns
 
@@ -49,10 +49,12 @@ def deidentify_text(
         low = "".join(letter.lower()[0] for letter in text)
     spans = list(find_names(text, low, names))
     spans += _given_ids(text, low, ids)
-    spans += find_patterns(text, low)
+    words = frozenset(_LETTERS.findall(low))
+    spans += find_patterns(text, low, words)
     if shift_days:
-        spans += find_dates(text, shift_days=shift_days)
-        spans += find_foreign_dates(text, shift_days=shift_days)
+        spans += find_dates(text, shift_days=shift_days, words=words)
+        if not words.isdisjoint(FOREIGN_MONTHS):
+            spans += find_foreign_dates(text, shift_days=shift_days)
     if not spans:
         return text, {}
     return _replaced(text, spans)
@@ -128,5 +130,6 @@ def _with_gaps(core: str) -> re.Pattern[str]:
     return re.compile(rf"(?<![^\W_])(?:0[ _/-]?)*{''.join(pieces)}(?![^\W_])")
 
 
+_LETTERS = re.compile(r"[^\W\d_]+")
 _NO_GAPS = str.maketrans("", "", " ._/#-\n")
 _DAY = re.compile(r"(?:19|20)\d\d(?:0\d|1[0-2])[0-3]\d")
