@@ -18,7 +18,7 @@ from PIL import Image as Pillow
 
 from medvl.errors import UsageError
 from medvl.notice import NOTICE
-from medvl.preprocess.sources.tables import safe_cell
+from medvl.preprocess.sources.cells import safe_cell
 from medvl.records import Record
 from medvl.splits import SPLITS
 from medvl.store import Store, decode, new_folder, read_payload

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from medvl.errors import UsageError
-from medvl.preprocess.sources.tables import safe_cell
+from medvl.preprocess.sources.cells import safe_cell
 from medvl.store import write_atomic
 
 __all__ = ["KEY_BYTES", "Pseudonyms", "keep_key", "write_secret_table", "write_sources", "write_unpaired"]

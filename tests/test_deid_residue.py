@@ -11,12 +11,12 @@ from deidcases import as_bytes, plant_source, planted
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 
-from medvl.preprocess.deid import deidentify
 from medvl.preprocess.deid.audit import audit, collect_carriers
 from medvl.preprocess.deid.carriers import Carriers, Place
 from medvl.preprocess.deid.facts import read_facts
 from medvl.preprocess.deid.isolation import in_processes
 from medvl.preprocess.deid.residue import PlainSearch
+from medvl.preprocess.deid.run import deidentify
 
 KEY = bytes(range(32))
 

@@ -18,11 +18,11 @@ from deidcases import PLANTED, TRACES, as_bytes, plant_source, planted
 from pydicom import dcmread
 
 from medvl.errors import BadTable, UsageError, file_token
-from medvl.preprocess.deid import deidentify
 from medvl.preprocess.deid.audit import audit, collect_carriers
 from medvl.preprocess.deid.files import FileTask, clean_files
 from medvl.preprocess.deid.people import People
 from medvl.preprocess.deid.profile import DEFAULT
+from medvl.preprocess.deid.run import deidentify
 from medvl.preprocess.deid.tables import clean_table
 from medvl.preprocess.pseudonyms import Pseudonyms
 

@@ -18,10 +18,11 @@ from pydicom.dataset import Dataset
 from sourcecases import film, found, png, reasons, saved, text
 
 from medvl.errors import BadTable, MissingDependency
+from medvl.preprocess.sources.cells import safe_cell
 from medvl.preprocess.sources.dicomdir import folder_of, references
 from medvl.preprocess.sources.discovery import discover
 from medvl.preprocess.sources.pairing import pair
-from medvl.preprocess.sources.tables import TOO_LONG, read_table, safe_cell
+from medvl.preprocess.sources.tables import TOO_LONG, read_table
 
 DISK = Path(pydicom.__file__).parent / "data" / "test_files" / "dicomdirtests"
 

@@ -1,18 +1,6 @@
-"""De-identification: DICOM headers, burned-in text, tables and reports, with one key and an audit."""
+"""De-identification: DICOM headers, burned-in text, tables and reports, with one key and an audit.
 
-from medvl.preprocess.deid.audit import AuditReport, audit, collect_carriers
-from medvl.preprocess.deid.header import clean_dataset
-from medvl.preprocess.deid.profile import Profile
-from medvl.preprocess.deid.run import DeidSummary, deidentify
-from medvl.preprocess.deid.text import deidentify_text
-
-__all__ = [
-    "AuditReport",
-    "DeidSummary",
-    "Profile",
-    "audit",
-    "clean_dataset",
-    "collect_carriers",
-    "deidentify",
-    "deidentify_text",
-]
+``run.deidentify`` cleans a tree, ``text.deidentify_text`` one report, ``header.clean_dataset`` one header,
+``audit.audit`` searches what is left. Each is imported from its own module: a worker that cleans
+reports alone needs none of the others.
+"""

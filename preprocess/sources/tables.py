@@ -26,7 +26,12 @@ from jaxtyping import Int64
 from medvl.errors import BadTable, MissingDependency, file_token, nearest
 from medvl.preprocess.reports.parsing import MAX_CHARACTERS
 
-__all__ = ["ENCODING", "SUFFIXES", "TOO_LONG", "read_table", "safe_cell"]
+__all__ = [
+    "ENCODING",
+    "SUFFIXES",
+    "TOO_LONG",
+    "read_table",
+]
 
 SUFFIXES = (".csv", ".tsv", ".txt", ".parquet", ".pq", ".xlsx")
 TOO_LONG = "lines with a cell that is too long"
@@ -37,7 +42,6 @@ ENCODING = "encoding that was guessed"
 
 _MAX_WORKBOOK_BYTES = 2**30
 _MAX_COLUMNS = 256
-_NUMBER = re.compile(r"[+-]?\d+(?:[.,]\d+)?(?:[eE][+-]?\d+)?%?")
 
 
 def read_table(path: str | Path) -> pd.DataFrame:
@@ -153,19 +157,6 @@ def _cell(value: Any) -> str:
     if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
         return str(int(value))
     return str(value).strip()
-
-
-def safe_cell(cell: str) -> str:
-    """Return a cell that no spreadsheet takes for a formula: a quote before ``= + - @``, tab and return.
-
-    Numbers stay numbers.
-
-    Examples:
-        >>> safe_cell("=HYPERLINK(1)"), safe_cell("-4.2"), safe_cell("- no effusion"), safe_cell("fine")
-        ("'=HYPERLINK(1)", '-4.2', "'- no effusion", 'fine')
-    """
-    risky = cell.lstrip(" ")[:1] in ("=", "+", "-", "@", "\t", "\r", "\n", "|", "%")
-    return f"'{cell}" if risky and cell and not _NUMBER.fullmatch(cell) else cell
 
 
 @contextmanager
