@@ -349,9 +349,10 @@ def test_a_stream_that_is_left_early_stops_its_workers(store):
     assert not multiprocessing.active_children()
 
 
-@pytest.mark.parametrize("channels", [1, 3])
-def test_looking_greys_up_gives_the_bits_of_the_spec(store, channels):
-    spec = InputSpec(size_px=(23, 31), channels=channels, mean=(0.3,) * channels, std=(0.21,) * channels)
+@pytest.mark.parametrize("size_px", [(23, 31), (24, 32)])  # two pixels are looked up at a time
+@pytest.mark.parametrize(("channels", "given"), [(1, 1), (3, 3), (3, 1)])
+def test_looking_greys_up_gives_the_bits_of_the_spec(store, channels, given, size_px):
+    spec = InputSpec(size_px=size_px, channels=channels, mean=(0.3,) * given, std=(0.21,) * given)
     pairs = PairDataset(store, "train", input=spec)
     batch = pairs.batch([(0, row) for row in range(6)], encode=encode)
     for row in range(6):

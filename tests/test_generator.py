@@ -80,7 +80,7 @@ def copied(saved: Path, tmp_path: Path) -> Path:
 
 
 def test_a_prompt_without_room_for_an_answer_is_refused(saved):
-    with pytest.raises(ConfigError, match="prompt of 101 tokens and an answer of 96 .* 128 positions"):
+    with pytest.raises(ConfigError, match=r"prompt of 101 tokens and an answer of 96 .* 128 positions"):
         load_generator(saved)(["x" * 100])
 
 

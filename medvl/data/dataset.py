@@ -240,7 +240,7 @@ class PairDataset(Dataset[Pair]):
         """What each two neighbouring grey values become, as 8 bytes: one look-up writes two pixels."""
         grey = self.input.normalise(np.arange(256, dtype=np.uint8)[None])[:, 0]
         both = np.arange(2**16, dtype=np.uint16).view(np.uint8).reshape(-1, 2)
-        return grey[:, both].view(np.float64)[..., 0]
+        return np.ascontiguousarray(grey[:, both]).view(np.float64)[..., 0]
 
     def _normalise(
         self, canvas: UInt8[np.ndarray, "rows columns"], image: Float[np.ndarray, "channels rows columns"]

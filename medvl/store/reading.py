@@ -126,9 +126,8 @@ class Store:
 
         Names that are no Python names go between backticks.
 
-        Examples:
-            >>> store.where("split == 'test' and view in ('PA', 'AP')")  # doctest: +SKIP
-            >>> store.where("`label_Pleural Effusion` == 'present'")  # doctest: +SKIP
+        Args:
+            query: for example ``"split == 'test' and view == 'PA'"`` or ``"said_edema == 'present'"``.
 
         Raises:
             UsageError: the expression is not one, or names a column that is not there.

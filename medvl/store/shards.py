@@ -100,6 +100,7 @@ def _writable(record: Record) -> Record:
             f"record {record.record_id} has a spacing or a box that is not finite: {numbers}.",
             hint="Correct the header or the box table.",
         )
+
     def plain(lines: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(_SURROGATE.sub("\ufffd", line) for line in lines)
 
