@@ -91,7 +91,8 @@ def run_chunks(chunks: Sequence[Chunk], *, task: Task, engine: Engine, done: Cal
         if stillborn == _STILLBORN:
             raise StoreError(
                 "the worker processes die before they read a file.",
-                hint="See private/workers.log in the output folder; fewer workers need less memory.",
+                hint="See private/workers.log in the output folder. A script calls prepare under "
+                "if __name__ == '__main__'; fewer workers need less memory.",
             )
 
 

@@ -204,3 +204,15 @@ def test_a_rewritten_store_trains(store, tmp_path):
         store, run_dir, overrides=[*SMALL, "data.view=rewritten", "data.batch=4", "schedule.epochs=1"]
     )
     assert "view: rewritten" in (run_dir / "recipe.yaml").read_text()
+
+
+def test_a_dry_run_ends_with_status_3_where_prepare_would(source, tmp_path, capsys):
+    import shutil
+
+    messy = Path(shutil.copytree(source, tmp_path / "messy"))
+    rows = (messy / "reports.csv").read_text().splitlines()
+    first = rows[1].split(",")
+    with (messy / "reports.csv").open("a") as stream:  # a second, different report of the same accession
+        stream.write(",".join([*first[:3], "", "", "", "", "Another text."]) + "\n")
+    status, said, _ = run(capsys, "cxr", "prepare", messy, tmp_path / "out", "--dry-run")
+    assert status == 3 and said["unpaired"]["conflicting_reports"] >= 1

@@ -155,6 +155,7 @@ def _prepare(arguments: argparse.Namespace) -> int:
         "boxes": arguments.boxes,
     }
     if arguments.dry_run:
+        from medvl.preprocess.assembly import REFUSED
         from medvl.preprocess.pipeline import Tables, preview
         from medvl.preprocess.pseudonyms import write_pairing
         from medvl.preprocess.sources.pairing import ROW_HEADER
@@ -163,7 +164,8 @@ def _prepare(arguments: argparse.Namespace) -> int:
         show(arguments, paired)
         if arguments.details:
             write_pairing(arguments.details, [ROW_HEADER, *paired.rows()])
-        return 0
+        wrong = REFUSED.intersection(entry.reason for entry in paired.unpaired)
+        return EXIT_SOME_FAILED if wrong or not paired.items else 0
     with progress(arguments) as bar:
         summary = verbs.prepare(
             arguments.source,
