@@ -73,13 +73,17 @@ def test_a_hundred_kills_and_two_engines_in_turn(tmp_path):
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_the_run_soon_and_cleanly(source, whole, tmp_path, number, status):
-    process = start(source, tmp_path / "store")
-    assert process.stdout is not None and process.stdout.readline()  # the first chunk is done
-    workers = psutil.Process(process.pid).children(recursive=True)
-    began = time.monotonic()
-    os.killpg(process.pid, number)  # the whole group, as a terminal does
-    _, errors = process.communicate(timeout=60)
-    seconds = time.monotonic() - began
+    for attempt in range(5):  # on a busy machine a run may end before the signal is sent
+        shutil.rmtree(tmp_path / "store", ignore_errors=True)
+        process = start(source, tmp_path / "store")
+        assert process.stdout is not None and process.stdout.readline()  # the first chunk is done
+        workers = psutil.Process(process.pid).children(recursive=True)
+        began = time.monotonic()
+        os.killpg(process.pid, number)  # the whole group, as a terminal does
+        _, errors = process.communicate(timeout=60)
+        seconds = time.monotonic() - began
+        if process.returncode or attempt == 4:
+            break
     assert (process.returncode, errors) == (status, "")
     assert seconds < 2
     assert not psutil.wait_procs(workers, timeout=5)[1]
