@@ -58,8 +58,8 @@ def measure(images: int, pairs: int) -> dict[str, object]:
 def main() -> int:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--images", type=int, default=192)
-    parser.add_argument("--pairs", type=int, default=3)
+    parser.add_argument("--images", type=int, default=96)
+    parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     result = measure(arguments.images, arguments.pairs)
