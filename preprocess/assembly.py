@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import shutil
 from collections import Counter
@@ -20,11 +19,12 @@ from medvl.preprocess.plan import Job, Task
 from medvl.preprocess.pseudonyms import write_sources, write_unpaired
 from medvl.preprocess.quality import render_quality
 from medvl.preprocess.samples import OTHER_LANGUAGE
+from medvl.preprocess.sources.items import relative_name
 from medvl.preprocess.sources.pairing import Pairing, Unpaired
 from medvl.preprocess.sources.reasons import HINTS
 from medvl.records import Record
 from medvl.splits import SPLITS
-from medvl.store import FORMAT, index_bytes, write_atomic
+from medvl.store import FORMAT, index_bytes, index_digest, write_atomic
 
 __all__ = ["PrepareSummary", "Prepared", "assemble"]
 
@@ -229,7 +229,7 @@ def assemble(prepared: Prepared, summary: PrepareSummary, *, source: Path) -> No
         "options": prepared.options,
         "index": {
             "rows": len(prepared.records),
-            "blake2b": hashlib.blake2b(index, digest_size=16).hexdigest(),
+            "blake2b": index_digest(index),
         },
         "notice": NOTICE,
     }
@@ -252,13 +252,13 @@ def _counts(summary: PrepareSummary) -> dict[str, Any]:
 
 
 def _unpaired_rows(entries: Sequence[Unpaired], source: Path) -> list[tuple[str, str, str, str, str]]:
-    def path(entry: Unpaired) -> str:
-        if entry.path is None:
-            return ""
-        inside = entry.path.is_relative_to(source)
-        return entry.path.relative_to(source).as_posix() if inside else entry.path.name
-
     return sorted(
-        (entry.reason, entry.token, path(entry), str(entry.line or ""), HINTS.get(entry.reason, ""))
+        (
+            entry.reason,
+            entry.token,
+            relative_name(entry.path, source) if entry.path else "",
+            str(entry.line or ""),
+            HINTS.get(entry.reason, ""),
+        )
         for entry in entries
     )

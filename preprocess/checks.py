@@ -11,7 +11,7 @@ import functools
 import io
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -25,6 +25,7 @@ from medvl.errors import StoreError
 from medvl.notice import NOTICE
 from medvl.preprocess.groups import Column, Rows, records_table
 from medvl.preprocess.sides import box_against_words, side_of_view
+from medvl.progress import Progress
 from medvl.records import IS_PRESENT, Record
 from medvl.specs import PLACEHOLDER
 from medvl.store import Store, pixel_hash, row_record
@@ -33,7 +34,6 @@ from medvl.store.schema import finding_states
 __all__ = ["Check", "StoreCheck", "check_records", "check_store"]
 
 Level = Literal["ok", "note", "problem"]
-Progress = Callable[[int, int, str], None]
 
 _SHOWN = 12
 _FEW_LETTERS = 5

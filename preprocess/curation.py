@@ -13,7 +13,7 @@ import io
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -26,6 +26,7 @@ from medvl.notice import NOTICE
 from medvl.preprocess.lock import hold
 from medvl.preprocess.manifest import described, swap, write_manifest
 from medvl.preprocess.quality import store_page
+from medvl.progress import Progress
 from medvl.records import Record
 from medvl.splits import SPLITS
 from medvl.store import (
@@ -40,7 +41,6 @@ from medvl.store import (
 
 __all__ = ["AppendSummary", "Choice", "SelectSummary", "append", "select"]
 
-Progress = Callable[[int, int, str], None]
 Choice: TypeAlias = str | Sequence[str] | Bool[np.ndarray, " records"]
 """A pandas expression, record ids, or a mask over ``store.records``."""
 
@@ -255,7 +255,8 @@ def append(
 def _commit(store: Store, other: Store, records: Sequence[Record]) -> dict[str, int]:
     """Describe the joined store, and make it the store."""
     path, manifest = store.path, store.manifest
-    after = described(manifest, records, index_bytes(records))
+    index = index_bytes(records)
+    after = described(manifest, records, index)
     failures = _joined_lines(path / "failures.jsonl", other.path / "failures.jsonl")
     write_atomic(path / "failures.jsonl", failures)
     rules = Counter(json.loads(line)["rule"] for line in failures.splitlines())
@@ -272,7 +273,7 @@ def _commit(store: Store, other: Store, records: Sequence[Record]) -> dict[str, 
         unpaired.update(other.manifest.get("counts", {}).get("unpaired", {}))
         after["counts"]["unpaired"] = dict(sorted(unpaired.items()))
     after["labels"] = sorted({*manifest.get("labels", ()), *other.manifest.get("labels", ())})
-    swap(store, records, after)
+    swap(store, records, index, after)
     return after["counts"]["splits"]
 
 

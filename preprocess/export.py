@@ -6,7 +6,7 @@ import csv
 import dataclasses
 import io
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -19,13 +19,13 @@ from PIL import Image as Pillow
 from medvl.errors import UsageError
 from medvl.notice import NOTICE
 from medvl.preprocess.sources.cells import safe_cell
+from medvl.progress import Progress
 from medvl.records import Record
 from medvl.splits import SPLITS
 from medvl.store import Store, decode, new_folder, read_payload
 
 __all__ = ["ExportSummary", "export_datasets", "export_folder"]
 
-Progress = Callable[[int, int, str], None]
 Pixels: TypeAlias = Literal["image", "volume"]
 
 _NAMES = {"train": "train", "val": "validation", "test": "test"}

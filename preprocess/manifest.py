@@ -30,12 +30,13 @@ def replace_records(store: Store, records: Sequence[Record], *, marks: dict[str,
     Raises:
         StoreError: the disk refuses to be written.
     """
-    swap(store, records, described(store.manifest, records, index_bytes(records)) | marks)
+    index = index_bytes(records)
+    swap(store, records, index, described(store.manifest, records, index) | marks)
 
 
-def swap(store: Store, records: Sequence[Record], manifest: dict[str, Any]) -> None:
+def swap(store: Store, records: Sequence[Record], index: bytes, manifest: dict[str, Any]) -> None:
     """Swap index and manifest; killed between any two of these lines, the folder is a whole store."""
-    path, index = store.path, index_bytes(records)
+    path = store.path
     promised = store.manifest.get("index", {}) | {"next": index_digest(index)}
     write_manifest(path, store.manifest | {"index": promised})
     write_atomic(path / "index.parquet", index)

@@ -16,7 +16,7 @@ import shutil
 import signal
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from types import FrameType
@@ -32,13 +32,13 @@ from medvl.preprocess.pool import Engine, ProcessPool, run_chunks
 from medvl.preprocess.pseudonyms import Pseudonyms, keep_key
 from medvl.preprocess.reading.burned import Policy
 from medvl.preprocess.sources.pairing import Pairing
+from medvl.progress import Progress
 from medvl.specs import PixelSpec, ReportSpec
 from medvl.splits import split_of
 from medvl.store import write_atomic
 
 __all__ = ["PrepareSummary", "Tables", "prepare", "preview"]
 
-Progress = Callable[[int, int, str], None]
 
 _OURS = {"private", "shards", "store.json", "index.parquet", "failures.jsonl", "quality.html"}
 

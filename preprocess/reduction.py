@@ -13,7 +13,7 @@ import dataclasses
 import functools
 import io
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -22,13 +22,13 @@ from jaxtyping import Float, Int, Shaped, UInt8, UInt64
 
 from medvl.errors import UsageError
 from medvl.notice import NOTICE
+from medvl.progress import Progress
 from medvl.records import Box, Record
 from medvl.splits import SPLITS
 from medvl.store import Store
 
 __all__ = ["Near", "Reduction", "dhash", "near_pairs", "reduce_pairs", "reduce_slices"]
 
-Progress = Callable[[int, int, str], None]
 
 DISTANCE = 6
 """Bits of 64: "Hash-6" of Wolf et al."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,11 +15,10 @@ from medvl.preprocess.lock import hold
 from medvl.preprocess.manifest import replace_records
 from medvl.preprocess.reports.findings import VOCABULARIES, sentence_states
 from medvl.preprocess.reports.rewrite import PROMPT, Generator, rewrite_sentences
+from medvl.progress import Progress
 from medvl.store import Store
 
 __all__ = ["RewriteSummary", "rewrite_store"]
-
-Progress = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True)

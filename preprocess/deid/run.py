@@ -7,7 +7,7 @@ import io
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast, get_args
@@ -28,11 +28,11 @@ from medvl.preprocess.deid.tables import clean_table, clean_text_file
 from medvl.preprocess.lock import hold
 from medvl.preprocess.pseudonyms import Pseudonyms, keep_key, write_secret_table
 from medvl.preprocess.sources.discovery import SourceFile, discover
+from medvl.progress import Progress
 from medvl.store import file_sha256, write_atomic
 
 __all__ = ["DeidSummary", "deidentify"]
 
-Progress = Callable[[int, int, str], None]
 
 _FEW = 32
 _OURS = {"dicom", "tables", "text", "private", "audit.json", "audit.html"}
@@ -162,7 +162,7 @@ def deidentify(
     source, out = Path(source), Path(out)
     _check(source, out, pixels=pixels, workers=workers)
     workers = workers or len(os.sched_getaffinity(0))
-    progress = progress or (lambda done, total, step: None)
+    progress = progress or (lambda done, total, message: None)
     private = out / "private"
     (private / "files").mkdir(parents=True, exist_ok=True)
     private.chmod(0o700)

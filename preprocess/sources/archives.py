@@ -18,12 +18,13 @@ import stat
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from medvl.errors import BadArchive, DecompressionLimit, MedvlError, StoreError, UsageError
 from medvl.preprocess.sources.tar import tar_members
+from medvl.progress import Progress
 
 __all__ = ["ARCHIVE_SUFFIXES", "ArchiveLimits", "UnpackSummary", "unpack"]
 
@@ -33,7 +34,6 @@ ARCHIVE_SUFFIXES = (
 )
 """What counts as an archive by name; the last three can only be named, not unpacked."""
 
-Progress = Callable[[int, int, str], None]
 
 _MARKER = ".unpacked.json"
 _BLOCK = 1 << 20

@@ -17,7 +17,7 @@ from medvl.preprocess.sources.reasons import HINTS, METHODS
 from medvl.preprocess.sources.rows import Unpaired
 from medvl.records import Box, LabelState
 
-__all__ = ["ROW_HEADER", "Item", "Pairing"]
+__all__ = ["ROW_HEADER", "Item", "Pairing", "relative_name"]
 
 ROW_HEADER = ("path", "status", "method", "reason", "line")
 """Columns of :meth:`Pairing.rows`."""
@@ -133,12 +133,13 @@ class Pairing:
         source = self.source or Path(os.path.commonpath(folders) if folders else "")
         for item in self.items:
             status = "paired" if item.report else "without report"
-            yield _relative(item.path, source), status, item.method, "", str(item.line or "")
+            yield relative_name(item.path, source), status, item.method, "", str(item.line or "")
         for entry in self.unpaired:
             if entry.reason != "image_without_report":
-                path = _relative(entry.path, source) if entry.path else entry.token
+                path = relative_name(entry.path, source) if entry.path else entry.token
                 yield path, "left out", "", entry.reason, str(entry.line or "")
 
 
-def _relative(path: Path, source: Path) -> str:
+def relative_name(path: Path, source: Path) -> str:
+    """Return a path below the source, or the bare name of one that lies outside of it."""
     return path.relative_to(source).as_posix() if path.is_relative_to(source) else path.name
