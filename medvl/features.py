@@ -14,6 +14,7 @@ __all__ = [
     "ImageFeatures",
     "LossTerms",
     "Objective",
+    "Positives",
     "TextEncoder",
     "TextFeatures",
 ]
@@ -32,6 +33,11 @@ class Batch:
         study: key of the study; equal keys are views of one study.
         report: key of the normalised report; equal keys say the same words.
         labels: 1 present, 0 absent, NaN unknown or uncertain; no column where nothing is labelled.
+        image_present: False where the row repeats another image of its study for want of one of its own;
+            None where every row has its own. Rows 2i and 2i + 1 are the two views of study i where the
+            objective asks for two.
+        sentence_parts: anatomical part that the k-th sentence speaks of, 0 for none; column k − 1.
+        bank: unit vector of the row's report from a frozen text encoder, for positives by meaning.
     """
 
     images: Float[Tensor, "batch channels *spatial"]
@@ -41,6 +47,9 @@ class Batch:
     study: Int[Tensor, " batch"]
     report: Int[Tensor, " batch"]
     labels: Float[Tensor, "batch labels"]
+    image_present: Bool[Tensor, " batch"] | None = None
+    sentence_parts: Int[Tensor, "batch sentences"] | None = None
+    bank: Float[Tensor, "batch bank"] | None = None
 
 
 @dataclass(frozen=True)
@@ -54,6 +63,8 @@ class ImageFeatures:
         region_mask: True where a region sees at least one pixel of the film.
         region_weights: attention of the pooled vector to each region (rows sum to 1), where the
             encoder has one.
+        region_parts: True where a region lies in an anatomical part; None without a segmentation.
+        present: see ``image_present`` of :class:`Batch`; None where every row has its own image.
     """
 
     pooled: Float[Tensor, "batch width"]
@@ -61,6 +72,8 @@ class ImageFeatures:
     region_grid: tuple[int, ...]
     region_mask: Bool[Tensor, "batch regions"]
     region_weights: Float[Tensor, "batch regions"] | None = None
+    region_parts: Bool[Tensor, "batch regions parts"] | None = None
+    present: Bool[Tensor, " batch"] | None = None
 
 
 @dataclass(frozen=True)
@@ -77,6 +90,9 @@ class TextFeatures:
             encoder has one.
         sentence_keys: equal where two sentences say the same words; without it no objective can
             tell that another report says the same sentence.
+        sentence_parts: see :class:`Batch`; None where sentences were not assigned.
+        findings: the ``labels`` of :class:`Batch`.
+        attributes: one vector a finding, of its name in words; the same on every rank.
     """
 
     pooled: Float[Tensor, "batch width"]
@@ -86,6 +102,9 @@ class TextFeatures:
     sentence_mask: Bool[Tensor, "batch sentences"]
     word_weights: Float[Tensor, "batch words"] | None = None
     sentence_keys: Int[Tensor, "batch sentences"] | None = None
+    sentence_parts: Int[Tensor, "batch sentences"] | None = None
+    findings: Float[Tensor, "batch labels"] | None = None
+    attributes: Float[Tensor, "labels width"] | None = None
 
 
 @dataclass(frozen=True)
@@ -131,22 +150,43 @@ class TextEncoder(Protocol):
 
 
 @runtime_checkable
-class Objective(Protocol):
-    """An alignment loss: a function of gathered features and the positives matrix.
+class Positives(Protocol):
+    """How far each text of a batch describes each image, computed a block at a time.
 
-    ``positives[i, j]`` in [0, 1] says how far text j describes image i: 1 on the diagonal and for
-    the same study or the same words, between 0 and 1 for similar findings, 0 for another case.
-    It knows no rank, no world size and no data set. ``needs_local`` says whether it trains the
-    region and sentence projections.
+    ``P_ij`` in [0, 1] for text j and image i: 1 on the diagonal and for the same study or the same words,
+    between 0 and 1 for similar findings, 0 for another case. A large batch never needs the whole matrix.
+    """
+
+    def __len__(self) -> int:
+        """Return the size of the batch."""
+        ...
+
+    def rows(self, start: int, stop: int) -> Float[Tensor, "rows batch"]:
+        """Return rows ``start`` to ``stop`` of P."""
+        ...
+
+    def columns(self, start: int, stop: int) -> Float[Tensor, "columns batch"]:
+        """Return columns ``start`` to ``stop`` of P, transposed."""
+        ...
+
+
+@runtime_checkable
+class Objective(Protocol):
+    """An alignment loss: a function of gathered features and the positives.
+
+    It knows no rank, no world size and no data set. ``needs_local`` says whether it trains the region and
+    sentence projections; ``views`` how many images and texts of each study it compares: with 2, rows 2i and
+    2i + 1 are the two views of study i. ``positives`` may be a whole matrix.
     """
 
     needs_local: bool
+    views: int
 
     def __call__(
         self,
         image_features: ImageFeatures,
         text_features: TextFeatures,
-        positives: Float[Tensor, "batch batch"],
+        positives: Float[Tensor, "batch batch"] | Positives,
     ) -> LossTerms:
         """Return the loss and its terms."""
         ...

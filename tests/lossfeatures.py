@@ -9,8 +9,10 @@ from medvl.objectives import OBJECTIVES
 
 DIM = 8
 D = torch.float64
-OPTIONS = {"clip": {}, "mgca": {"prototypes": 12}, "multi": {"prototypes": 12}}
+OPTIONS = {"mgca": {"prototypes": 12}, "multi": {"prototypes": 12}}
 NAMES = list(OBJECTIVES)
+EXEMPT = {}
+"""Tests of the conventions (T1 …) that an objective's own formula excludes, each with the reason."""
 SOFT = [
     *((name, "none") for name in NAMES),
     *((name, mode) for name in NAMES for mode in ("mask", "multi", "soft")),
@@ -19,9 +21,14 @@ SOFT = [
 
 def build(name, **options):
     torch.manual_seed(0)
-    objective = OBJECTIVES.build(name, OPTIONS[name] | options, DIM).double()
+    objective = OBJECTIVES.build(name, OPTIONS.get(name, {}) | options, DIM).double()
     objective.on_epoch(1)
     return objective
+
+
+def even(name, batch):
+    """The number of rows of ``batch`` studies."""
+    return batch * OBJECTIVES.factory(name).views
 
 
 def features(batch, *, seed=0, words=7, sentences=3, regions=9, dtype=D, weights=False):
@@ -42,6 +49,9 @@ def features(batch, *, seed=0, words=7, sentences=3, regions=9, dtype=D, weights
         rand(batch, sentences, DIM),
         mask(sentences),
         sentence_keys=torch.randint(1, 6, (batch, sentences), generator=generator),
+        sentence_parts=torch.randint(0, 4, (batch, sentences), generator=generator),
+        attributes=rand(4, DIM),
+        findings=torch.tensor([0.0, 1.0, float("nan")])[torch.randint(0, 3, (batch, 4), generator=generator)],
     )
     if weights:
         image = replace(image, region_weights=rand(batch, regions).softmax(dim=1))
@@ -58,13 +68,13 @@ def positives(batch):
     return matrix
 
 
+CARRIES = ("pooled", "regions", "words", "sentences", "attributes")
+
+
 def tensors(*parts):
     """The tensors of features that carry a gradient."""
     return [
-        getattr(part, name)
-        for part in parts
-        for name in ("pooled", "regions", "words", "sentences")
-        if hasattr(part, name)
+        getattr(part, name) for part in parts for name in CARRIES if getattr(part, name, None) is not None
     ]
 
 
@@ -74,8 +84,8 @@ def change(parts, function):
             part,
             **{
                 name: function(getattr(part, name))
-                for name in ("pooled", "regions", "words", "sentences")
-                if hasattr(part, name)
+                for name in CARRIES
+                if getattr(part, name, None) is not None
             },
         )
         for part in parts
@@ -84,5 +94,10 @@ def change(parts, function):
 
 def rows(part, index):
     return replace(
-        part, **{name: value[index] for name, value in vars(part).items() if isinstance(value, torch.Tensor)}
+        part,
+        **{
+            name: value[index]
+            for name, value in vars(part).items()
+            if isinstance(value, torch.Tensor) and name != "attributes"
+        },
     )

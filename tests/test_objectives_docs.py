@@ -1,4 +1,4 @@
-"""The page on objectives: its code runs, its tables name every option with its default."""
+"""The pages on objectives: their code runs, their tables name every option with its default."""
 
 import re
 from pathlib import Path
@@ -7,7 +7,8 @@ import pytest
 
 from medvl.objectives import OBJECTIVES
 
-PAGE = (Path(__file__).resolve().parents[1] / "docs" / "objectives.md").read_text(encoding="utf-8")
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+PAGE = (DOCS / "objectives.md").read_text(encoding="utf-8")
 
 
 def test_code_runs():
@@ -19,7 +20,8 @@ def test_code_runs():
 
 @pytest.mark.parametrize("name", list(OBJECTIVES))
 def test_tables_name_every_option(name):
-    section = PAGE.split(f"\n## `{name}`\n")[1].split("\n## ")[0].split("\n| option | default | |\n")[1]
+    page = (DOCS / "objectives" / f"{name}.md").read_text(encoding="utf-8")
+    section = page.split("\n| option | default | |\n")[1]
     documented = {}
     for names, values in re.findall(r"^\| (`.+?`) \| (.+?) \|", section, flags=re.MULTILINE):
         names, values = re.findall(r"`(\w+)`", names), values.replace("`", "").split(", ")
@@ -28,3 +30,9 @@ def test_tables_name_every_option(name):
         option: f"{value:g}" if not isinstance(value, str) else value
         for option, value in OBJECTIVES.options(name).items()
     }
+
+
+@pytest.mark.parametrize("name", list(OBJECTIVES))
+def test_overview_and_site_link_every_page(name):
+    assert f"(objectives/{name}.md)" in PAGE
+    assert f"objectives/{name}.md" in (DOCS.parent / "mkdocs.yml").read_text(encoding="utf-8")

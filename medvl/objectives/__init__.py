@@ -1,14 +1,16 @@
-"""Alignment losses: pure functions of gathered features and the positives matrix."""
+"""Alignment losses: pure functions of gathered features and the positives."""
 
 from medvl.catalogue import Catalogue
 from medvl.features import Objective
 from medvl.objectives.clip import Clip
+from medvl.objectives.convirt import Convirt
 from medvl.objectives.mgca import Mgca
 from medvl.objectives.multi import Multi
 
-__all__ = ["OBJECTIVES", "Clip", "Mgca", "Multi"]
+__all__ = ["OBJECTIVES", "Clip", "Convirt", "Mgca", "Multi"]
 
 OBJECTIVES: Catalogue[Objective] = Catalogue("objective")
 OBJECTIVES.add("clip")(Clip)
+OBJECTIVES.add("convirt")(Convirt)
 OBJECTIVES.add("mgca")(Mgca)
 OBJECTIVES.add("multi")(Multi)

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
-from medvl.features import ImageFeatures, LossTerms, TextFeatures
+from medvl.features import ImageFeatures, LossTerms, Positives, TextFeatures
+from medvl.objectives.base import AlignmentObjective
 from medvl.objectives.contrast import LogitScale, clip_loss
 from medvl.objectives.options import false_negatives_mode
 
 __all__ = ["Clip"]
 
 
-class Clip(nn.Module):
+class Clip(AlignmentObjective):
     """Symmetric image–text contrast with a learned scale.
 
     Args:
@@ -27,8 +28,6 @@ class Clip(nn.Module):
     Source: Radford et al. 2021, arXiv 2103.00020.
     """
 
-    needs_local = False
-
     def __init__(self, dim: int, *, temperature: float = 0.07, false_negatives: str = "none") -> None:
         super().__init__()
         self.false_negatives = false_negatives_mode(false_negatives)
@@ -38,7 +37,7 @@ class Clip(nn.Module):
         self,
         image_features: ImageFeatures,
         text_features: TextFeatures,
-        positives: Float[Tensor, "batch batch"],
+        positives: Float[Tensor, "batch batch"] | Positives,
     ) -> LossTerms:
         """Return the loss of a gathered batch."""
         # Autocast would bring the products back to half precision.
@@ -51,10 +50,3 @@ class Clip(nn.Module):
                 false_negatives=self.false_negatives,
             )
         return LossTerms(loss, {"instance": loss.detach()})
-
-    def clamp_(self) -> None:
-        """Bring the parameters back into their range; call it after each optimiser step."""
-        self.scale.clamp_()
-
-    def on_epoch(self, epoch: int) -> None:
-        """Say which epoch begins; nothing here depends on it."""

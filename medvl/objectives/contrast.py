@@ -13,7 +13,9 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from medvl.features import Positives
 from medvl.objectives.options import FalseNegatives, check_numbers, false_negatives_mode
+from medvl.objectives.targets import dense
 
 __all__ = [
     "MAX_LOG_SCALE",
@@ -115,23 +117,25 @@ def cross_entropy(
 def clip_loss(
     images: Float[Tensor, "batch dim"],
     texts: Float[Tensor, "batch dim"],
-    positives: Float[Tensor, "batch batch"],
+    positives: Float[Tensor, "batch batch"] | Positives,
     *,
     scale: Float[Tensor, ""] | float,
+    image_weight: float = 0.5,
     false_negatives: FalseNegatives = "none",
 ) -> Float[Tensor, ""]:
-    """Symmetric contrast of paired images and texts.
+    """Contrast of paired images and texts in both directions.
 
-    ``L = ½[CE(s·V Tᵀ) + CE(s·T Vᵀ)]``
+    ``L = λ·CE(s·V Tᵀ) + (1−λ)·CE(s·T Vᵀ)``
 
-    Notation: ``V``, ``T`` are the normalised ``images``, ``texts``; ``s`` is ``scale``; the target of
-    row i is column i unless ``false_negatives`` says otherwise.
+    Notation: ``V``, ``T`` are the normalised ``images``, ``texts``; ``s`` is ``scale``; λ is
+    ``image_weight``; the target of row i is column i unless ``false_negatives`` says otherwise.
 
     Args:
         images: one vector an image, of any length.
         texts: one vector a text, of any length.
         positives: how far text j describes image i, in [0, 1].
         scale: inverse temperature.
+        image_weight: of the direction in which an image looks for its text.
         false_negatives: what becomes of other texts that describe the image; see
             :func:`logit_mask_and_targets`.
 
@@ -146,10 +150,10 @@ def clip_loss(
     Source: Radford et al. 2021, arXiv 2103.00020, fig. 3.
     """
     logits = scale * unit(images) @ unit(texts).T
-    positives = positives.to(logits.dtype)
+    positives = dense(positives).to(logits.dtype)
     forward = cross_entropy(logits, *false_negative_targets(positives, mode=false_negatives))
     backward = cross_entropy(logits.T, *false_negative_targets(positives.T, mode=false_negatives))
-    return (forward.mean() + backward.mean()) / 2
+    return image_weight * forward.mean() + (1 - image_weight) * backward.mean()
 
 
 class LogitScale(nn.Module):

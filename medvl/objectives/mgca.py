@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
-from medvl.features import ImageFeatures, LossTerms, TextFeatures
+from medvl.features import ImageFeatures, LossTerms, Positives, TextFeatures
+from medvl.objectives.base import AlignmentObjective
 from medvl.objectives.combine import weighted
 from medvl.objectives.contrast import clip_loss
 from medvl.objectives.options import check_numbers, false_negatives_mode, patch_context_mode
@@ -16,7 +17,7 @@ from medvl.objectives.tokens import token_alignment
 __all__ = ["Mgca"]
 
 
-class Mgca(nn.Module):
+class Mgca(AlignmentObjective):
     """Multi-granularity cross-modal alignment, ``L = λ₁ ITA + λ₂ CTA + λ₃ CPA``.
 
     ITA is the *sum* of both directions' cross-entropies at a fixed temperature; CTA is
@@ -88,7 +89,7 @@ class Mgca(nn.Module):
         self,
         image_features: ImageFeatures,
         text_features: TextFeatures,
-        positives: Float[Tensor, "batch batch"],
+        positives: Float[Tensor, "batch batch"] | Positives,
     ) -> LossTerms:
         """Return the loss of a gathered batch and its three weighted terms."""
         # Autocast would bring the products back to half precision.
@@ -119,11 +120,3 @@ class Mgca(nn.Module):
                 iterations=self.iterations,
             )
         return weighted({"instance": instance, "token": token, "prototype": prototype}, self.weights)
-
-    def clamp_(self) -> None:
-        """Bring the parameters back into their range; call it after each optimiser step."""
-        self.prototypes.clamp_()
-
-    def on_epoch(self, epoch: int) -> None:
-        """Say which epoch begins; the prototypes are frozen in the first ones."""
-        self.prototypes.on_epoch(epoch)

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
-from medvl.features import ImageFeatures, LossTerms, TextFeatures
+from medvl.features import ImageFeatures, LossTerms, Positives, TextFeatures
+from medvl.objectives.base import AlignmentObjective
 from medvl.objectives.combine import weighted
 from medvl.objectives.contrast import LogitScale, clip_loss
 from medvl.objectives.options import check_numbers, false_negatives_mode, shared_sentences_mode
 from medvl.objectives.prototypes import Prototypes, prototype_alignment
 from medvl.objectives.sentences import sentence_region_loss
+from medvl.objectives.targets import dense
 
 __all__ = ["Multi"]
 
 
-class Multi(nn.Module):
+class Multi(AlignmentObjective):
     """Three granularities, each contrasted across the whole batch.
 
     ``L = λ₁ CLIP(soft positives) + λ₂ sentence–region + λ₃ prototypes``
@@ -90,7 +92,7 @@ class Multi(nn.Module):
         self,
         image_features: ImageFeatures,
         text_features: TextFeatures,
-        positives: Float[Tensor, "batch batch"],
+        positives: Float[Tensor, "batch batch"] | Positives,
     ) -> LossTerms:
         """Return the loss of a gathered batch and its three weighted terms."""
         # Autocast would bring the products back to half precision.
@@ -108,7 +110,7 @@ class Multi(nn.Module):
                     image_features.regions,
                     text_features.sentence_mask,
                     image_features.region_mask,
-                    positives,
+                    dense(positives),
                     text_features.sentence_keys,
                     scale=self.sentence_scale(),
                     temperature=self.region_temperature,
@@ -125,13 +127,3 @@ class Multi(nn.Module):
                 ),
             }
         return weighted(terms, self.weights)
-
-    def clamp_(self) -> None:
-        """Bring the parameters back into their range; call it after each optimiser step."""
-        self.scale.clamp_()
-        self.sentence_scale.clamp_()
-        self.prototypes.clamp_()
-
-    def on_epoch(self, epoch: int) -> None:
-        """Say which epoch begins; the prototypes are frozen in the first ones."""
-        self.prototypes.on_epoch(epoch)

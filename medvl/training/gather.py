@@ -18,6 +18,8 @@ from medvl.features import ImageFeatures, TextFeatures
 
 __all__ = ["gather", "gather_features"]
 
+SHARED = ("attributes",)
+"""Features that do not belong to rows and are the same on every rank."""
 Features = TypeVar("Features", ImageFeatures, TextFeatures)
 
 
@@ -60,11 +62,11 @@ def gather(tensor: Shaped[Tensor, "rows ..."]) -> Shaped[Tensor, "all_rows ..."]
 
 
 def gather_features(features: Features) -> Features:
-    """Return the features of all ranks, each tensor gathered by :func:`gather`."""
+    """Return the features of all ranks, each tensor of rows gathered by :func:`gather`."""
     tensors: dict[str, Any] = {
         field.name: gather(value)
         for field in fields(features)
-        if isinstance(value := getattr(features, field.name), Tensor)
+        if isinstance(value := getattr(features, field.name), Tensor) and field.name not in SHARED
     }
     return replace(features, **tensors)
 

@@ -77,7 +77,8 @@ class AlignmentModule(LightningModule):
         image = self.model.encode_image(images, batch.image_mask)
         text = self.model.encode_text(batch.tokens, batch.token_mask)
         keys = sentence_keys(batch.tokens, batch.token_mask, sentences=text.sentences.shape[1])
-        return image, replace(text, sentence_keys=keys)
+        text = replace(text, sentence_keys=keys, sentence_parts=batch.sentence_parts, findings=batch.labels)
+        return replace(image, present=batch.image_present), text
 
     def loss(self, image: ImageFeatures, text: TextFeatures, batch: Batch) -> LossTerms:
         """Return the loss of features that are all on this rank."""
@@ -146,4 +147,8 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
     """Return ``batch`` with every tensor on ``device``."""
     if device.type == "cpu":
         return batch
-    return Batch(**{name: tensor.to(device, non_blocking=True) for name, tensor in vars(batch).items()})
+    moved = {
+        name: None if tensor is None else tensor.to(device, non_blocking=True)
+        for name, tensor in vars(batch).items()
+    }
+    return Batch(**moved)

@@ -1,0 +1,1 @@
+"""Report encoders from language models: adaptation and its evaluation."""
