@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from medvl.encoders.image import ImageTower, build_image_encoder, rebuild_image_encoder
 from medvl.encoders.lora import LoraOptions, add_lora
+from medvl.encoders.pooling import AttentionPool
 from medvl.encoders.text import TextTower, build_text_encoder, rebuild_text_encoder
 from medvl.encoders.tower import TrainPolicy
 from medvl.errors import ConfigError
@@ -42,12 +43,16 @@ class ProjectionConfig(_Values):
     does. Towers from scratch start with vectors that all point the same way; without it a contrast
     spends hundreds of steps on telling normal from abnormal before it tells one finding from another.
     Regions and words are left as they are: normalising each cell makes empty ones as loud as the rest.
+
+    ``image_pool: attention`` puts a learned query that attends to the regions in the place of the encoder's
+    own pooled vector (:class:`medvl.encoders.pooling.AttentionPool`), as CoCa does.
     """
 
     kind: Literal["linear", "mlp"] = "linear"
     dim: int = Field(default=128, ge=1, le=65536)
     hidden: int = Field(default=512, ge=1, le=65536)
     norm: Literal["none", "batch"] = "none"
+    image_pool: Literal["encoder", "attention"] = "encoder"
 
 
 class TowerRecipe(_Values):
@@ -132,13 +137,16 @@ class AlignmentModel(nn.Module):
         self.projection = config
         self.dim = config.dim
         self.local = local
-        self.image_projection = _projection(image_encoder.width, config)
+        attends = config.image_pool == "attention"
+        self.image_pool = AttentionPool(image_encoder.region_width) if attends else None
+        pooled_width = image_encoder.region_width if attends else image_encoder.width
+        self.image_projection = _projection(pooled_width, config)
         self.text_projection = _projection(text_encoder.width, config)
         self.image_norm, self.text_norm = _norm(config), _norm(config)
         if local:
             self.region_projection = _projection(image_encoder.region_width, config)
             self.word_projection = _projection(text_encoder.word_width, config)
-        elif image_encoder.region_width != image_encoder.width:
+        elif image_encoder.region_width != pooled_width:
             raise ConfigError(
                 f"the regions of encoder '{image_encoder.name}' have {image_encoder.region_width} values and "
                 f"its pooled vector {image_encoder.width}; without a local term they must be equally wide.",
@@ -152,7 +160,10 @@ class AlignmentModel(nn.Module):
     ) -> ImageFeatures:
         """Return pooled and region features, projected to ``dim``."""
         features = self.image_encoder(images, image_mask)
-        pooled = self.image_norm(self.image_projection(features.pooled))
+        pooled = features.pooled
+        if self.image_pool is not None:
+            pooled = self.image_pool(features.regions, features.region_mask)
+        pooled = self.image_norm(self.image_projection(pooled))
         if self.local:
             return replace(features, pooled=pooled, regions=self.region_projection(features.regions))
         regions = _as_pooled(self.image_norm, self.image_projection(features.regions))
