@@ -21,6 +21,7 @@ __all__ = [
     "auroc",
     "average_precision",
     "classify",
+    "resampled_curves",
     "roc_points",
     "truth_values",
 ]
@@ -95,7 +96,7 @@ def average_precision(truth: Shaped[np.ndarray, " rows"], scores: Float[np.ndarr
         0.8333333333333333
     """
     positive = _positives(truth, scores)
-    _, precision = _resampled(positive, scores, np.ones((1, len(scores))))
+    _, precision = resampled_curves(positive, scores, np.ones((1, len(scores))))
     return float(precision[0])
 
 
@@ -164,7 +165,7 @@ def classify(
             dropped[finding] = f"{count} present of {n} known"
             continue
         ranked = scores[known, column]
-        resampled = _resampled(positive, ranked, bootstrap.draws[:, bootstrap.codes[known]])
+        resampled = resampled_curves(positive, ranked, bootstrap.draws[:, bootstrap.codes[known]])
         curves.append(resampled)
         people = len(np.unique(bootstrap.codes[known]))
         values = (auroc(positive, ranked), average_precision(positive, ranked))
@@ -201,7 +202,7 @@ def _positives(truth: Shaped[np.ndarray, " rows"], scores: Float[np.ndarray, " r
     return positive
 
 
-def _resampled(
+def resampled_curves(
     positive: Any, scores: Float[np.ndarray, " rows"], weights: Float[np.ndarray, "resamples rows"]
 ) -> tuple[Float[np.ndarray, " resamples"], Float[np.ndarray, " resamples"]]:
     """Return AUROC and average precision under each row of weights; NaN where a class has no weight."""
