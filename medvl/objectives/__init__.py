@@ -6,11 +6,13 @@ from medvl.objectives.clip import Clip
 from medvl.objectives.convirt import Convirt
 from medvl.objectives.mgca import Mgca
 from medvl.objectives.multi import Multi
+from medvl.objectives.symile import Symile
 
-__all__ = ["OBJECTIVES", "Clip", "Convirt", "Mgca", "Multi"]
+__all__ = ["OBJECTIVES", "Clip", "Convirt", "Mgca", "Multi", "Symile"]
 
 OBJECTIVES: Catalogue[Objective] = Catalogue("objective")
 OBJECTIVES.add("clip")(Clip)
 OBJECTIVES.add("convirt")(Convirt)
 OBJECTIVES.add("mgca")(Mgca)
 OBJECTIVES.add("multi")(Multi)
+OBJECTIVES.add("symile")(Symile)
