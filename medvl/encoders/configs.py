@@ -6,22 +6,34 @@ import json
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import nn
 
+from medvl.config import parse_json
+from medvl.encoders.textpool import Pooling
 from medvl.errors import ConfigError, nearest
 
 __all__ = [
     "FAMILIES",
+    "POOLING_FILE",
+    "READING_FILE",
+    "Dtype",
+    "Reading",
     "build_backbone",
     "check_config",
     "load_backbone",
+    "load_pooling",
     "model_directory",
     "position_offset",
     "read_config",
+    "reading_of",
 ]
+
+Dtype = Literal["float32", "bfloat16"]
+READING_FILE, POOLING_FILE = "adapt.json", "pooling.safetensors"
 
 FAMILIES: dict[str, str] = {
     "bert": "encoder",
@@ -32,9 +44,14 @@ FAMILIES: dict[str, str] = {
     "roberta": "encoder",
     "xlm-roberta": "encoder",
     "biogpt": "decoder",
+    "gemma": "decoder",
+    "gemma2": "decoder",
+    "gemma3_text": "decoder",
     "gpt2": "decoder",
     "llama": "decoder",
     "mistral": "decoder",
+    "phi": "decoder",
+    "phi3": "decoder",
     "qwen2": "decoder",
     "qwen3": "decoder",
 }
@@ -134,7 +151,15 @@ def _configured(config: Mapping[str, Any], *, bidirectional: bool) -> Any:
     if FAMILIES[config["model_type"]] == "decoder":
         # The route that works in eager and sdpa, with and without padding; a flag on each layer does not.
         made.is_causal = not bidirectional
+        if bidirectional and getattr(made, "sliding_window", None):
+            # A window that looks back only would cut what lies ahead; one as long as any text cuts nothing.
+            made.sliding_window = made.max_position_embeddings
     return made
+
+
+def _attention(made: Any, *, eager: bool) -> str:
+    """Name the attention path: the fused one knows no soft cap of the scores, which Gemma 2 has."""
+    return "eager" if eager or getattr(made, "attn_logit_softcapping", None) else "sdpa"
 
 
 def _headless(model: nn.Module) -> nn.Module:
@@ -159,10 +184,11 @@ def build_backbone(config: Mapping[str, Any], *, eager: bool, bidirectional: boo
     from transformers import AutoModel
 
     checked = check_config(config)
+    made = _configured(checked, bidirectional=bidirectional)
     try:
         model = AutoModel.from_config(
-            _configured(checked, bidirectional=bidirectional),
-            attn_implementation="eager" if eager else "sdpa",
+            made,
+            attn_implementation=_attention(made, eager=eager),
             dtype=getattr(torch, dtype),
         )
     except (ValueError, TypeError, RuntimeError) as error:
@@ -193,7 +219,7 @@ def load_backbone(
         model, report = AutoModel.from_pretrained(
             directory,
             config=made,
-            attn_implementation="eager" if eager else "sdpa",
+            attn_implementation=_attention(made, eager=eager),
             dtype=getattr(torch, dtype),
             local_files_only=True,
             trust_remote_code=False,
@@ -252,6 +278,54 @@ def read_config(directory: Path) -> dict[str, Any]:
     return check_config({key: value for key, value in full.items() if key in _allowed(family)})
 
 
+class Reading(BaseModel):
+    """How an adapted model was trained to read: part of ``adapt.json`` of its directory."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
+    pooling: Pooling = "mean"
+    bidirectional: bool = True
+    instruction: str = ""
+    max_tokens: int | None = None
+
+
+def reading_of(directory: Path) -> Reading:
+    """Return how the model of a directory was trained to read; the defaults where nothing is said.
+
+    Raises:
+        ConfigError: ``adapt.json`` is damaged.
+    """
+    path = directory / READING_FILE
+    if not path.is_file():
+        return Reading()
+    try:
+        return Reading.model_validate(parse_json(path.read_text("utf-8"), what=READING_FILE))
+    except (ValidationError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"{READING_FILE} does not say how the model reads: {str(error).splitlines()[-1].strip()}",
+            hint="Restore the file, or give the options pooling and bidirectional without it.",
+        ) from error
+
+
+def load_pooling(pooler: nn.Module, directory: Path) -> None:
+    """Load the weights of a latent pooling, where the directory has some.
+
+    Raises:
+        ConfigError: they are of another width.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    path = directory / POOLING_FILE
+    if not path.is_file():
+        return
+    try:
+        pooler.load_state_dict(load_file(path))
+    except (RuntimeError, SafetensorError) as error:
+        raise ConfigError(
+            f"{POOLING_FILE} does not fit the model beside it.", hint="It belongs to other weights."
+        ) from error
+
+
 def model_directory(path: str, *, allow_download: bool) -> Path:
     """Return the local directory of a model given as a path or a hub name.
 
@@ -274,7 +348,13 @@ def model_directory(path: str, *, allow_download: bool) -> Path:
             snapshot_download(
                 path,
                 local_files_only=not allow_download,
-                allow_patterns=["config.json", "tokenizer.json", "*.safetensors", "*.safetensors.index.json"],
+                allow_patterns=[
+                    "config.json",
+                    "tokenizer.json",
+                    READING_FILE,
+                    "*.safetensors",
+                    "*.safetensors.index.json",
+                ],
             )
         )
     except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:

@@ -19,6 +19,8 @@ TowerT = TypeVar("TowerT", bound=Tower)
 class LoraOptions(BaseModel):
     """Rank r, scale alpha, dropout on the adapter's input, and which layers get an adapter.
 
+    ``dora`` learns the length of each output's weights apart from their direction (DoRA, arXiv 2402.09353):
+    ``W' = m · V / ‖V‖`` with ``V = W + (alpha / r) · B A``, the norm over each row and ``m = ‖W‖`` at first.
     ``targets`` is ``all-linear``, ``all-conv`` (ungrouped 2D convolutions) or name patterns with ``*``, such
     as ``["*.query", "*.value"]``.
     """
@@ -28,13 +30,15 @@ class LoraOptions(BaseModel):
     alpha: float = Field(default=16.0, gt=0)
     dropout: float = Field(default=0.0, ge=0, lt=1)
     targets: str | tuple[str, ...] = "all-linear"
+    dora: bool = False
 
 
 def add_lora(encoder: TowerT, options: LoraOptions | None = None) -> TowerT:
     """Put adapters into ``encoder``, in place, and train them alone.
 
     ``W' = W + (alpha / r) · B A`` with ``A`` random and ``B = 0`` (Hu et al. 2021, arXiv 2106.09685), so the
-    output is bit for bit what it was until the first step. Each layer trains ``r · (d_in + d_out)`` values.
+    output is bit for bit what it was until the first step (with DoRA to rounding). Each layer trains
+    ``r · (d_in + d_out)`` values, with DoRA ``d_out`` more. A latent pooling trains as a whole.
 
     Args:
         encoder: an image or text tower.
@@ -53,6 +57,7 @@ def add_lora(encoder: TowerT, options: LoraOptions | None = None) -> TowerT:
         lora_alpha=options.alpha,  # type: ignore[arg-type]  # peft divides it, any number will do
         lora_dropout=options.dropout,
         target_modules=_targets(encoder, options.targets),
+        use_dora=options.dora,
     )
     inject_adapter_in_model(config, encoder)
     encoder.lora = options.model_dump(mode="json")
@@ -61,7 +66,11 @@ def add_lora(encoder: TowerT, options: LoraOptions | None = None) -> TowerT:
 
 
 def _targets(encoder: Tower, targets: str | tuple[str, ...]) -> list[str]:
-    fitting = {name: module for name, module in encoder.named_modules() if _adaptable(module)}
+    fitting = {
+        name: module
+        for name, module in encoder.named_modules()
+        if _adaptable(module) and not name.startswith("pooler.")
+    }
     if targets == "all-linear":
         found = [name for name, module in fitting.items() if not isinstance(module, nn.Conv2d)]
     elif targets == "all-conv":

@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -18,7 +18,16 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError,
 from torch import Tensor, nn
 
 from medvl.catalogue import Catalogue
-from medvl.encoders.configs import build_backbone, load_backbone, model_directory, position_offset
+from medvl.encoders.configs import (
+    Dtype,
+    build_backbone,
+    load_backbone,
+    load_pooling,
+    model_directory,
+    position_offset,
+    reading_of,
+)
+from medvl.encoders.textpool import LatentPool, Pooling, membership, pool_tokens, word_weights
 from medvl.encoders.tower import Tower, build_tower
 from medvl.errors import ConfigError, MissingDependency, nearest
 from medvl.features import TextFeatures
@@ -32,8 +41,6 @@ __all__ = [
     "text_tokeniser",
 ]
 
-Pooling = Literal["mean", "cls", "last", "weighted"]
-Dtype = Literal["float32", "bfloat16"]
 TEXT_ENCODERS: Catalogue[TextTower] = Catalogue("text encoder")
 _checked = validate_call(config=ConfigDict(arbitrary_types_allowed=True))
 
@@ -43,8 +50,8 @@ class TextTower(Tower):
 
     With h_i the last hidden states and m_i the token mask (0 padding, k sentence k, -1 special):
 
-    * pooled: ``mean`` of all real tokens; ``cls`` the first; ``last`` the last; ``weighted`` the mean with
-      weights 1…n (later tokens of a causal model have read more);
+    * pooled: ``mean``, ``cls``, ``last`` or ``weighted``, see
+      :func:`~medvl.encoders.textpool.pool_tokens`, or ``latent``, a :class:`~medvl.encoders.textpool.LatentPool`;
     * a word is the *sum* of its pieces, ``w_j = Σ_{i in j} h_i`` (METHODS of MGCA, arXiv 2210.06044, A.2);
     * a sentence is the mean of its tokens;
     * ``word_weights``, if asked for: attention of the first token to the pieces of a word in the last layer,
@@ -69,6 +76,7 @@ class TextTower(Tower):
         self.pooling: str = architecture["pooling"]
         self.with_weights: bool = architecture["word_weights"]
         self.width = self.word_width = int(model.config.hidden_size)
+        self.pooler = LatentPool(self.width) if self.pooling == "latent" else None
         self.offset = position_offset(config)
         vocab = torch.zeros(int(config["vocab_size"]), dtype=torch.bool)
         if continuation is not None:
@@ -82,24 +90,42 @@ class TextTower(Tower):
         """Return pooled, word and sentence vectors; a batch without words gets one masked column."""
         hidden, attention = self._hidden(tokens, token_mask)
         words = self._word_numbers(tokens, token_mask)
-        to_word = _one_hot(words).to(hidden.dtype)
-        to_sentence = _one_hot(token_mask).to(hidden.dtype)
+        to_word = membership(words).to(hidden.dtype)
+        to_sentence = membership(token_mask).to(hidden.dtype)
         pieces = to_sentence.sum(1)
         summed = torch.einsum("bts,btd->bsd", to_sentence, hidden)
         return TextFeatures(
-            pooled=_pool(hidden, token_mask != 0, self.pooling),
+            pooled=self._pool(hidden, token_mask != 0),
             words=torch.einsum("btw,btd->bwd", to_word, hidden),
             word_mask=to_word.sum(1) > 0,
             sentences=summed / pieces.clamp(min=1)[..., None],
             sentence_mask=pieces > 0,
-            word_weights=None if attention is None else _word_weights(attention, token_mask, to_word),
+            word_weights=None if attention is None else word_weights(attention, token_mask, to_word),
         )
 
     def pool(
         self, tokens: Int[Tensor, "batch tokens"], token_mask: Int[Tensor, "batch tokens"]
     ) -> Float[Tensor, "batch width"]:
         """Return the pooled vector alone; all shapes are static, so this is the part to export."""
-        return _pool(self._hidden(tokens, token_mask)[0], token_mask != 0, self.pooling)
+        return self._pool(self._hidden(tokens, token_mask)[0], token_mask != 0)
+
+    def set_policy(self, policy: str) -> TextTower:
+        """Set how far this tower trains; a latent pooling is too new to be adapted and trains as a whole."""
+        super().set_policy(policy)
+        if self.pooler is not None:
+            self.pooler.requires_grad_(policy != "frozen")
+        return self
+
+    def states(
+        self, tokens: Int[Tensor, "batch tokens"], token_mask: Int[Tensor, "batch tokens"]
+    ) -> Float[Tensor, "batch tokens width"]:
+        """Return the last hidden state of each token, zero where a row is padding."""
+        return self._hidden(tokens, token_mask)[0]
+
+    def _pool(self, hidden: Tensor, real: Tensor) -> Tensor:
+        if self.pooler is not None:
+            return self.pooler(hidden, real)
+        return pool_tokens(hidden, real, pooling=self.pooling)
 
     def _hidden(self, tokens: Tensor, token_mask: Tensor) -> tuple[Tensor, Tensor | None]:
         real = token_mask != 0
@@ -116,35 +142,6 @@ class TextTower(Tower):
         inside = token_mask > 0
         starts = inside & ((before != token_mask) | ~self.continuation[tokens])
         return starts.cumsum(1) * inside
-
-
-def _one_hot(numbers: Int[Tensor, "batch tokens"]) -> Bool[Tensor, "batch tokens groups"]:
-    """Return membership of each token in groups 1…n, at least one group."""
-    groups = torch.arange(1, max(1, int(numbers.max()) if numbers.numel() else 1) + 1, device=numbers.device)
-    return numbers[..., None] == groups
-
-
-def _pool(
-    hidden: Float[Tensor, "batch tokens width"], real: Bool[Tensor, "batch tokens"], pooling: str
-) -> Float[Tensor, "batch width"]:
-    rank = real.cumsum(1) * real
-    count = real.sum(1, keepdim=True).clamp(min=1)
-    if pooling == "mean":
-        weights = real / count
-    elif pooling == "weighted":
-        weights = 2 * rank / (count * (count + 1))
-    else:
-        weights = (rank == (1 if pooling == "cls" else count)) & real
-    return torch.einsum("btd,bt->bd", hidden, weights.to(hidden.dtype))
-
-
-def _word_weights(
-    attention: Float[Tensor, "batch heads tokens tokens"], token_mask: Tensor, to_word: Tensor
-) -> Float[Tensor, "batch words"]:
-    first = (token_mask != 0).int().argmax(1)
-    rows = attention.detach().float().mean(1)[torch.arange(len(first), device=first.device), first]
-    weights = torch.einsum("bt,btw->bw", rows, to_word.float())
-    return weights / weights.sum(1, keepdim=True).clamp(min=torch.finfo(weights.dtype).tiny)
 
 
 def _tower(
@@ -189,7 +186,7 @@ def bert(
         heads: attention heads.
         hidden: width of the feed-forward layers, ``4 · width`` if None.
         dropout: of hidden states and attention.
-        pooling: ``mean``, ``cls``, ``last`` or ``weighted``.
+        pooling: ``mean``, ``cls``, ``last``, ``weighted`` or ``latent``.
         word_weights: also return attention per word; attention then takes the slower eager path.
 
     Raises:
@@ -226,8 +223,8 @@ def huggingface(
     tokeniser: ReportTokeniser,
     *,
     path: str,
-    pooling: Pooling = "mean",
-    bidirectional: bool = True,
+    pooling: Pooling | None = None,
+    bidirectional: bool | None = None,
     word_weights: bool = False,
     dtype: Dtype = "float32",
     allow_download: bool = False,
@@ -237,8 +234,10 @@ def huggingface(
     Args:
         tokeniser: of the same directory, see :func:`text_tokeniser`.
         path: a directory with ``config.json`` and safetensors, or a hub name such as ``owner/model``.
-        pooling: ``mean``, ``cls``, ``last`` or ``weighted``.
-        bidirectional: let a decoder's tokens see later ones too (LLM2Vec, arXiv 2404.05961).
+        pooling: ``mean``, ``cls``, ``last``, ``weighted`` or ``latent``; if None what the directory was
+            adapted with, else ``mean``.
+        bidirectional: let a decoder's tokens see later ones too (LLM2Vec, arXiv 2404.05961); if None as
+            the directory was adapted, else True.
         word_weights: also return attention per word; attention then takes the slower eager path.
         dtype: of the weights; features are float32 in any case.
         allow_download: without it a hub name is only looked up among the files already downloaded.
@@ -247,12 +246,14 @@ def huggingface(
         ConfigError: no such directory, a family that is not in the list, code or unknown keys in the
             configuration, weights that are not safetensors or do not fit.
     """
+    directory = model_directory(path, allow_download=allow_download)
+    reading = reading_of(directory)
     return _pretrained(
         "huggingface",
-        model_directory(path, allow_download=allow_download),
+        directory,
         tokeniser,
-        pooling=pooling,
-        bidirectional=bidirectional,
+        pooling=pooling or reading.pooling,
+        bidirectional=reading.bidirectional if bidirectional is None else bidirectional,
         word_weights=word_weights,
         dtype=dtype,
     )
@@ -290,7 +291,10 @@ def _pretrained(
         directory, eager=word_weights, bidirectional=bidirectional, dtype=options["dtype"]
     )
     architecture = {"config": config, "bidirectional": bidirectional, "word_weights": word_weights, **options}
-    return _tower(name, model, architecture, tokeniser)
+    tower = _tower(name, model, architecture, tokeniser)
+    if tower.pooler is not None:
+        load_pooling(tower.pooler, directory)
+    return tower
 
 
 def _backbone(architecture: Mapping[str, Any]) -> nn.Module:
