@@ -1,0 +1,251 @@
+"""The table of wordings as rules: phrases and whole sentences that stand for one another, with their grammar."""
+
+from __future__ import annotations
+
+import functools
+import random
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from medvl.errors import UsageError, nearest
+
+__all__ = [
+    "PARTS",
+    "Part",
+    "Wordings",
+    "articles",
+    "capital",
+    "load_wordings",
+    "plural",
+    "split_end",
+    "telegraphic",
+    "with_article",
+]
+
+Part = Literal["train", "test"]
+PARTS: tuple[Part, ...] = ("train", "test")
+"""Rules for training, and rules that are kept for evaluation."""
+
+_END = re.compile(r"[\s.;]*$")
+_VERBS = (
+    r"is|are|was|were|no|not|but|which|that|has|have|had|without|there|be|been|can|could|may|might|appears?"
+    r"|remains?|seems?|seen|noted|observed|detected|identified|nor|however|although|obtained|evaluated"
+)
+_SLOT = rf"(?P<x>(?:(?!\b(?:{_VERBS})\b)[^.;:?!\[\]])+?)"
+_JOINT = r"\b(?:of|in|at|on|within|along|over|to|from|for|with|near|adjacent|involving|throughout|about)\b"
+_OPEN_END = re.compile(
+    rf"(?:{_JOINT}|\b(?:and|or|the|a|an|grossly|mildly|upper|lower|limits?))$", re.IGNORECASE
+)
+_NOT_NAMED = re.compile(
+    r"(?:the |an? |any )?(?:change|changes|comparison|prior|priors|previous|interval|longer|more|other|additional"
+    r"|further|new|study|studies|exam|examination)\b",
+    re.IGNORECASE,
+)
+_MANY = re.compile(r"(?:multiple|several|numerous|many|few|both|two|three|four|bilateral|scattered)\b", re.I)
+_NO_ARTICLE = re.compile(
+    r"(?:an?|the|some|any|multiple|several|numerous|many|few|both|no|this|these|\d|two|three|four)\b", re.I
+)
+
+
+@dataclass(frozen=True)
+class Wordings:
+    """The rules of one part.
+
+    Attributes:
+        phrases: phrase in small letters → what may stand for it.
+        finder: finds them, the longest first.
+        sentences: groups of recognisers with the forms that may be written.
+    """
+
+    phrases: dict[str, tuple[str, ...]]
+    finder: re.Pattern[str]
+    sentences: tuple[tuple[tuple[re.Pattern[str], ...], tuple[str, ...]], ...]
+
+    def rephrase(self, text: str, *, draw: random.Random, chance: float = 0.7) -> str:
+        """Return a text with some of its known phrases said otherwise."""
+
+        def other(match: re.Match[str]) -> str:
+            known = match[0].lower()
+            if draw.random() > chance:
+                return match[0]
+            return _like(match[0], draw.choice([p for p in self.phrases[known] if p != known] or [known]))
+
+        return articles(self.finder.sub(other, text))
+
+    def recast(self, sentence: str, *, draw: random.Random) -> Iterator[str]:
+        """Yield a sentence in the other forms of its group, in random order."""
+        body, end = split_end(sentence)
+        for recognisers, forms in self.sentences:
+            match = next((m for known in recognisers if (m := known.fullmatch(body))), None)
+            if match is None or _OPEN_END.search(match["x"]) or _NOT_NAMED.match(match["x"]):
+                continue
+            for form in draw.sample(forms, len(forms)):
+                said = _fill(form, match["x"])
+                if said.lower() != body.lower():
+                    yield capital(said) + (end or ".")
+
+
+@functools.cache
+def _table() -> dict[str, Any]:
+    path = Path(__file__).with_name("wording_en.yaml")
+    return dict(yaml.load(path.read_text("utf-8"), Loader=yaml.BaseLoader))  # strings alone: "no" is a word
+
+
+@functools.cache
+def load_wordings(part: str) -> Wordings:
+    """Read the rules of one part.
+
+    Raises:
+        UsageError: there is no such part.
+
+    Examples:
+        >>> rules = load_wordings("train")
+        >>> next(rules.recast("There is no effusion.", draw=random.Random(3)))
+        'No effusion.'
+    """
+    if part not in PARTS:
+        raise UsageError(f"unknown part '{part}' of the wordings.", hint=nearest(part, PARTS))
+    table = _table()
+    phrases: dict[str, tuple[str, ...]] = {}
+    for group in table["phrases"][part]:
+        known, written = _parts(group)
+        for phrase in known:
+            phrases[phrase] = tuple(dict.fromkeys((*phrases.get(phrase, ()), *written)))
+    longest = sorted(map(re.escape, phrases), key=len, reverse=True)
+    sentences = []
+    for group in table["sentences"][part]:
+        known, written = _parts(group)
+        sentences.append((tuple(map(_recogniser, known)), written))
+    return Wordings(
+        phrases, re.compile(rf"(?<![\w-])(?:{'|'.join(longest)})(?![\w-])", re.IGNORECASE), tuple(sentences)
+    )
+
+
+def _parts(group: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return all phrases of a group, and those that may be written."""
+    known: list[str] = []
+    written: list[str] = []
+    open_end = True
+    for phrase in group:
+        if phrase == "<":
+            open_end = False
+            continue
+        bare = phrase.removesuffix(" <")
+        known.append(bare)
+        if open_end and bare == phrase:
+            written.append(bare)
+    return tuple(known), tuple(written)
+
+
+def _recogniser(form: str) -> re.Pattern[str]:
+    words = {"{is}": "(?:is|are)", "{was}": "(?:was|were)", "{appear}": "appears?", "{x}": _SLOT}
+    pattern = re.escape(form).replace(r"\{", "{").replace(r"\}", "}").replace(r"\ ", " ")
+    pattern = pattern.replace("{a} ", "(?:an? )?")
+    if not pattern.startswith("the "):
+        pattern = pattern.replace("{x}", "(?:the )?{x}") if pattern.startswith("{x}") else pattern
+    for slot, expression in words.items():
+        pattern = pattern.replace(slot, expression)
+    return re.compile(pattern, re.IGNORECASE)
+
+
+def _fill(form: str, noun: str) -> str:
+    noun = _lower(noun.strip())
+    many = plural(noun)
+    said = form.replace("{is}", "are" if many else "is").replace("{was}", "were" if many else "was")
+    said = said.replace("{appear}", "appear" if many else "appears")
+    said = said.replace("{a} {x}", with_article(noun)).replace("{x}", noun)
+    return articles(said)
+
+
+def _like(model: str, phrase: str) -> str:
+    """Write a phrase in the case of what it stands for."""
+    if model.isupper() and len(model) > 4:
+        return phrase.upper()
+    return capital(phrase) if model[:1].isupper() else phrase
+
+
+def _lower(text: str) -> str:
+    """Take the capital of a sentence's first word away, unless it is an abbreviation or a name."""
+    first = text.split(" ", 1)[0]
+    return text[:1].lower() + text[1:] if first[1:].islower() or len(first) == 1 else text
+
+
+def capital(text: str) -> str:
+    """Return a text with a capital first letter."""
+    return text[:1].upper() + text[1:]
+
+
+def split_end(sentence: str) -> tuple[str, str]:
+    """Return a sentence without its full stop, and the full stop ("" where it has none)."""
+    end = _END.search(sentence)
+    cut = end.start() if end else len(sentence)
+    return sentence[:cut], "." if "." in sentence[cut:] else ""
+
+
+def plural(noun: str) -> bool:
+    """Say whether a noun phrase takes "are".
+
+    Examples:
+        >>> plural("focal areas of consolidation"), plural("atelectasis"), plural("heart and mediastinum")
+        (True, False, True)
+    """
+    last = re.split(r",\s*(?:or\s+|and\s+)?|\s+or\s+", noun)[-1]
+    head = re.split(_JOINT, last)[0].strip()
+    word = head.rsplit(" ", 1)[-1].lower()
+    several = " and " in f" {re.split(_JOINT, noun)[0]} " and " or " not in noun
+    ends = word.endswith(("ae", "foci", "sulci", "bronchi", "septa")) or (
+        word.endswith("s") and not word.endswith(("ss", "us", "is", "series"))
+    )
+    return several or ends or bool(_MANY.match(noun))
+
+
+def with_article(noun: str) -> str:
+    """Return a noun phrase with "a" or "an" where it takes one.
+
+    Examples:
+        >>> with_article("small effusion"), with_article("edema"), with_article("opacities")
+        ('a small effusion', 'edema', 'opacities')
+    """
+    first = re.split(r",|\s+or\s+|\s+and\s+", noun)[0]
+    head = re.split(_JOINT, first)[0].strip().rsplit(" ", 1)[-1].lower()
+    if _NO_ARTICLE.match(noun) or plural(first) or head in _table()["mass"] or not head.isalpha():
+        return noun
+    return f"{'an' if noun[:1].lower() in 'aeio' else 'a'} {noun}"
+
+
+_ARTICLE = re.compile(r"\b([Aa])(n?) (?=(\w))")
+
+
+def articles(text: str) -> str:
+    """Return a text in which "a" and "an" fit the next word.
+
+    Examples:
+        >>> articles("a enlarged heart"), articles("An small effusion")
+        ('an enlarged heart', 'A small effusion')
+    """
+    return _ARTICLE.sub(
+        lambda m: f"{m[1]}{'n' if m[3].lower() in 'aeio' or (m[2] and m[3] in 'uUhHLRMNSFX') else ''} ", text
+    )
+
+
+@functools.cache
+def _telegraphic() -> tuple[tuple[re.Pattern[str], str], ...]:
+    return tuple((re.compile(find, re.IGNORECASE), put) for find, put in _table()["telegraphic"])
+
+
+def telegraphic(sentence: str) -> str:
+    """Return a sentence in telegraphic style.
+
+    Examples:
+        >>> telegraphic("There is a small effusion."), telegraphic("The heart is normal in size.")
+        ('Small effusion.', 'Heart normal in size.')
+    """
+    body, end = split_end(sentence)
+    for find, put in _telegraphic():
+        body = find.sub((lambda m: m[0].rsplit(" ", 1)[0]) if put == "@" else put, body)
+    return capital(body.strip()) + end
