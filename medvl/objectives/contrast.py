@@ -14,8 +14,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from medvl.features import Positives
+from medvl.objectives.chunked import TwoWayContrast, full_precision, right_answers
 from medvl.objectives.options import FalseNegatives, check_numbers, false_negatives_mode
-from medvl.objectives.targets import dense
+from medvl.objectives.targets import as_positives
 
 __all__ = [
     "MAX_LOG_SCALE",
@@ -72,17 +73,9 @@ def logit_mask_and_targets(
         >>> logit_mask_and_targets(twins, torch.eye(3) > 0, mode="mask")[0][0].tolist()
         [False, True, False]
     """
-    mode = false_negatives_mode(mode)
-    exact = own.to(positives.dtype)
-    left_out = torch.zeros_like(own)
-    if mode == "none":
-        return left_out, exact
-    # A sum of half-precision findings must still count as the same case.
-    same = own | (positives > 1.0 - 1e-3)
-    if mode == "mask":
-        return same & ~own, exact
-    target = same.to(positives.dtype) if mode == "multi" else torch.maximum(positives, exact)
-    return left_out, target / target.sum(dim=-1, keepdim=True)
+    left_out, right = right_answers(positives, own, mode=mode)
+    left_out = torch.zeros_like(own) if left_out is None else left_out
+    return left_out, right / right.sum(dim=-1, keepdim=True)
 
 
 def false_negative_targets(
@@ -122,25 +115,29 @@ def clip_loss(
     scale: Float[Tensor, ""] | float,
     image_weight: float = 0.5,
     false_negatives: FalseNegatives = "none",
+    block_rows: int | None = None,
 ) -> Float[Tensor, ""]:
     """Contrast of paired images and texts in both directions.
 
     ``L = λ·CE(s·V Tᵀ) + (1−λ)·CE(s·T Vᵀ)``
 
     Notation: ``V``, ``T`` are the normalised ``images``, ``texts``; ``s`` is ``scale``; λ is
-    ``image_weight``; the target of row i is column i unless ``false_negatives`` says otherwise.
+    ``image_weight``; the target of row i is column i unless ``false_negatives`` says otherwise. Memory
+    grows with the batch, not with its square; gradients are exact, that of ``scale`` included.
 
     Args:
         images: one vector an image, of any length.
         texts: one vector a text, of any length.
-        positives: how far text j describes image i, in [0, 1].
-        scale: inverse temperature.
+        positives: how far text j describes image i, in [0, 1]; not asked where ``false_negatives`` is
+            ``none``.
+        scale: inverse temperature, at most 600.
         image_weight: of the direction in which an image looks for its text.
         false_negatives: what becomes of other texts that describe the image; see
             :func:`logit_mask_and_targets`.
+        block_rows: rows of logits held at once; None suits the device.
 
     Raises:
-        ConfigError: an unknown ``false_negatives``.
+        ConfigError: an unknown ``false_negatives`` or a ``scale`` above 600.
 
     Examples:
         >>> same = torch.ones(8, 3)
@@ -149,11 +146,18 @@ def clip_loss(
 
     Source: Radford et al. 2021, arXiv 2103.00020, fig. 3.
     """
-    logits = scale * unit(images) @ unit(texts).T
-    positives = dense(positives).to(logits.dtype)
-    forward = cross_entropy(logits, *false_negative_targets(positives, mode=false_negatives))
-    backward = cross_entropy(logits.T, *false_negative_targets(positives.T, mode=false_negatives))
-    return image_weight * forward.mean() + (1 - image_weight) * backward.mean()
+    mode = false_negatives_mode(false_negatives)
+    with full_precision(images.device):
+        images, texts = unit(images), unit(texts)
+        return TwoWayContrast.apply(
+            images,
+            texts,
+            torch.as_tensor(scale, device=images.device).to(images.dtype),
+            None if mode == "none" else as_positives(positives),
+            image_weight,
+            mode,
+            block_rows,
+        )
 
 
 class LogitScale(nn.Module):
