@@ -74,8 +74,8 @@ def test_constant_vectors_give_ln_b_and_2_ln_b(negatives, expected):
 
 
 def test_a_modality_of_ones_leaves_clip():
-    # z = 1/√d everywhere: <x, y, z> = x·y / √d, so a scale of s√d makes the rows of x those of CLIP, and those
-    # of y too. Anchor z sees x_j·y_j in every row: its own against those of the others.
+    # z = 1/√d everywhere: <x, y, z> = x·y / √d, so a scale of s√d makes the rows of x those of CLIP, and
+    # those of y too. Anchor z sees x_j·y_j in every row: its own against those of the others.
     x, y, _ = vectors(batch=6)
     ones = torch.ones(6, DIM, dtype=D)
     total = symile_loss([x, y, ones], scale=3.0 * math.sqrt(DIM), orders=own_order(3, 6)).item()

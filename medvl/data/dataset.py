@@ -7,65 +7,29 @@ import hashlib
 import logging
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
-import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch.utils.data import Dataset
 
 from medvl.data.augment import Augment, draw
+from medvl.data.draft import Draft, Embed, Encode, Key, Pair, Parts
+from medvl.data.views import Look, two_images, two_texts
 from medvl.errors import UsageError
 from medvl.features import Batch
-from medvl.records import IS_PRESENT, Record
+from medvl.records import IS_PRESENT, Record, Report
 from medvl.specs import InputSpec
 from medvl.splits import SPLITS, split_of
 from medvl.store import Store
 
-__all__ = ["Draft", "Encode", "Key", "Pair", "PairDataset", "integer_key", "label_names"]
+__all__ = ["PairDataset", "integer_key", "label_names"]
 
 log = logging.getLogger(__name__)
 
 _ROOM = 2**20
 """Bytes of the memory that stored arrays are read into again and again; larger ones take their own."""
-
-Key = tuple[int, int]
-"""Epoch and row: all that decides what a training sample looks like, besides the seed."""
-
-Encode = Callable[
-    [Sequence[Sequence[str]]],
-    tuple[Int[np.ndarray, "batch tokens"], Int[np.ndarray, "batch tokens"]],
-]
-"""Lists of sentences to token ids and token mask (see :class:`medvl.features.Batch`)."""
-
-
-@dataclass(frozen=True)
-class Pair:
-    """One record ready for a batch; the pixels are normalised, the sentences still words."""
-
-    image: Float[np.ndarray, "channels rows columns"]
-    image_mask: Bool[np.ndarray, "rows columns"]
-    sentences: tuple[str, ...]
-    study: int
-    report: int
-    labels: Float[np.ndarray, " labels"]
-
-
-@dataclass(frozen=True)
-class Draft:
-    """A batch but for its pictures, as NumPy arrays: the little that a worker process sends.
-
-    Attributes:
-        tokens, token_mask, study, report, labels: as in :class:`medvl.features.Batch`.
-    """
-
-    tokens: Int[np.ndarray, "batch tokens"]
-    token_mask: Int[np.ndarray, "batch tokens"]
-    study: Int[np.ndarray, " batch"]
-    report: Int[np.ndarray, " batch"]
-    labels: Float[np.ndarray, "batch labels"]
 
 
 class PairDataset(Dataset[Pair]):
@@ -75,6 +39,11 @@ class PairDataset(Dataset[Pair]):
     counted in ``skipped``. The letterboxed 8-bit pictures are held in memory when they fit into ``cache_mb``.
     A sample is a function of ``(seed, epoch, record)``: neither the order of reading nor the number of
     workers changes it.
+
+    With two views an item is a study, and a batch of B studies has 2B rows: rows 2i and 2i + 1 show the
+    images of :func:`medvl.data.views.two_images` and the words of :func:`medvl.data.views.two_texts`, both
+    drawn anew each epoch. A study with a single image shows it twice, augmented differently, and
+    ``image_present`` is False for the second. Both rows have the key of the whole report.
 
     Args:
         store: an open store.
@@ -90,9 +59,12 @@ class PairDataset(Dataset[Pair]):
         seed: of augmentation, sentence order and choice.
         split_seed: splits patients anew with :func:`medvl.splits.split_of`; None keeps the store's splits.
         cache_mb: memory for pictures, in MiB.
+        views: images and texts of each study in a batch, 1 or 2.
+        parts: fills ``sentence_parts`` of a batch; None leaves it out.
+        bank: fills ``bank`` of a batch; called once, with all reports of the split. None leaves it out.
 
     Raises:
-        UsageError: an unknown split, or nothing to read in it.
+        UsageError: an unknown split, another number of views, or nothing to read in the split.
     """
 
     def __init__(
@@ -108,10 +80,16 @@ class PairDataset(Dataset[Pair]):
         seed: int = 0,
         split_seed: int | None = None,
         cache_mb: int = 2048,
+        views: int = 1,
+        parts: Parts | None = None,
+        bank: Embed | None = None,
     ) -> None:
         if split not in SPLITS:
             raise UsageError(f"unknown split '{split}'.", hint=f"Allowed: {', '.join(SPLITS)}.")
+        if views not in (1, 2):
+            raise UsageError(f"a batch cannot have {views} views of a study.", hint="Allowed: 1, 2.")
         self.store, self.split, self.input, self.view = store, split, input, view
+        self.views, self.parts = views, parts
         self.augment, self.order, self.most, self.seed = augment, order, most, seed
         chosen = [
             record
@@ -135,6 +113,11 @@ class PairDataset(Dataset[Pair]):
         self.labels = np.array(
             [[_state(record, name) for name in self.label_names] for record in self.records], np.float32
         ).reshape(len(self.records), len(self.label_names))
+        self.bank = None if bank is None else bank([getattr(record, view) for record in self.records])
+        by_study: dict[int, list[int]] = {}
+        for row, study in enumerate(self.study.tolist() if views == 2 else range(len(self.records))):
+            by_study.setdefault(study, []).append(row)
+        self._items = list(by_study.values())
         self._canvas: UInt8[np.ndarray, "records rows columns"] | None = None
         self._mask: Bool[np.ndarray, "records rows columns"] | None = None
         if 2 * len(self.records) * input.size_px[0] * input.size_px[1] <= cache_mb * 2**20:
@@ -148,8 +131,8 @@ class PairDataset(Dataset[Pair]):
             log.info("split %s: %d records, skipped %s", split, len(self.records), self.skipped)
 
     def __len__(self) -> int:
-        """Return the number of pairs."""
-        return len(self.records)
+        """Return the number of items that an epoch visits: records, or studies with two views."""
+        return len(self._items)
 
     @property
     def cached(self) -> bool:
@@ -157,29 +140,46 @@ class PairDataset(Dataset[Pair]):
         return self._canvas is not None
 
     def __getitem__(self, key: Key | int) -> Pair:
-        """Return one pair; a bare row number means epoch 0."""
+        """Return one pair, of two views the first; a bare row number means epoch 0."""
         return self.pairs([key if isinstance(key, tuple) else (0, key)])[0]
 
     def pairs(self, keys: Sequence[Key]) -> list[Pair]:
-        """Return the pairs of ``keys``, augmented together."""
+        """Return the pairs of ``keys``, augmented together; two for each with two views."""
         images, mask = self.space(len(keys))
         self.paint(keys, images=images, mask=mask)
         return [
             Pair(
                 image=images[i],
                 image_mask=mask[i],
-                sentences=self.sentences(key),
-                study=int(self.study[key[1]]),
-                report=int(self.report[key[1]]),
-                labels=self.labels[key[1]],
+                sentences=self._sentences(look),
+                study=int(self.study[look.image]),
+                report=int(self.report[look.text]),
+                labels=self.labels[look.image],
+                image_present=look.own,
             )
-            for i, key in enumerate(keys)
+            for i, look in enumerate(self.looks(keys))
         ]
 
+    def looks(self, keys: Sequence[Key]) -> list[Look]:
+        """Return what each row of a batch of ``keys`` shows."""
+        if self.views == 1:
+            return [Look(epoch, row, row) for epoch, row in keys]
+        looks = []
+        for epoch, item in keys:
+            rows = self._items[item]
+            stream = draw(self.seed, "views", epoch, self.records[rows[0]].study_id)
+            first, second = two_images([self.records[row].view for row in rows], stream)
+            looks += [
+                Look(epoch, rows[first], rows[first]),
+                Look(epoch, rows[second], rows[first], view=1, own=first != second),
+            ]
+        return looks
+
     def space(
-        self, pictures: int
+        self, items: int
     ) -> tuple[Float[np.ndarray, "batch channels rows columns"], Bool[np.ndarray, "batch rows columns"]]:
-        """Return new room for so many pictures and their masks."""
+        """Return new room for the pictures of so many items and their masks."""
+        pictures = self.views * items
         return (
             np.empty((pictures, self.input.channels, *self.input.size_px), np.float32),
             np.empty((pictures, *self.input.size_px), bool),
@@ -193,47 +193,52 @@ class PairDataset(Dataset[Pair]):
         mask: Bool[np.ndarray, "batch rows columns"],
     ) -> None:
         """Write the pictures of ``keys``, augmented together and normalised, and their masks."""
-        rows = [row for _, row in keys]
+        looks = self.looks(keys)
         room = self._room()
         if self.augment is None:
-            for i, row in enumerate(rows):
-                self._normalise(self._picture(row, mask[i], room), images[i])
+            for i, look in enumerate(looks):
+                self._normalise(self._picture(look.image, mask[i], room), images[i])
             return
-        canvas = np.stack([self._picture(row, mask[i], room) for i, row in enumerate(rows)])
-        streams = [self._stream("pixels", key) for key in keys]
+        canvas = np.stack([self._picture(look.image, mask[i], room) for i, look in enumerate(looks)])
+        streams = [self._stream("pixels", look, look.image) for look in looks]
         moved, mask[...] = self.augment(canvas, mask, streams=streams)
         for film, image in zip(moved, images, strict=True):
             image[...] = self.input.normalise(film)
 
     def draft(self, keys: Sequence[Key], *, encode: Encode) -> Draft:
         """Return all of a batch but its pictures; ``encode`` turns the sentences into tokens."""
-        tokens, token_mask = encode([self.sentences(key) for key in keys])
-        rows = [row for _, row in keys]
-        return Draft(tokens, token_mask, self.study[rows], self.report[rows], self.labels[rows])
-
-    @staticmethod
-    def finish(
-        draft: Draft,
-        *,
-        images: Float[np.ndarray, "batch channels rows columns"],
-        mask: Bool[np.ndarray, "batch rows columns"],
-    ) -> Batch:
-        """Return the batch of a draft and its pictures, without a copy."""
-        return Batch(
-            images=torch.from_numpy(images),
-            image_mask=torch.from_numpy(mask),
-            tokens=torch.from_numpy(draft.tokens),
-            token_mask=torch.from_numpy(draft.token_mask),
-            study=torch.from_numpy(draft.study),
-            report=torch.from_numpy(draft.report),
-            labels=torch.from_numpy(draft.labels),
+        looks = self.looks(keys)
+        texts = [self._sentences(look) for look in looks]
+        tokens, token_mask = encode(texts)
+        shown, read = [look.image for look in looks], [look.text for look in looks]
+        return Draft(
+            tokens,
+            token_mask,
+            self.study[shown],
+            self.report[read],
+            self.labels[shown],
+            image_present=np.array([look.own for look in looks]) if self.views == 2 else None,
+            sentence_parts=self._sentence_parts(texts, token_mask),
+            bank=None if self.bank is None else self.bank[read],
         )
+
+    def _sentence_parts(
+        self, texts: Sequence[Sequence[str]], token_mask: Int[np.ndarray, "batch tokens"]
+    ) -> Int[np.ndarray, "batch sentences"] | None:
+        if self.parts is None:
+            return None
+        # As many columns as a text encoder has sentences: what the tokenizer cut off is not there.
+        found = np.zeros((len(texts), max(1, int(token_mask.max(initial=0)))), np.int64)
+        for row, text in zip(found, texts, strict=True):
+            kept = text[: len(row)]
+            row[: len(kept)] = self.parts(kept)
+        return found
 
     def batch(self, keys: Sequence[Key], *, encode: Encode) -> Batch:
         """Return the batch of ``keys``, augmented together; ``encode`` turns their sentences into tokens."""
         images, mask = self.space(len(keys))
         self.paint(keys, images=images, mask=mask)
-        return self.finish(self.draft(keys, encode=encode), images=images, mask=mask)
+        return self.draft(keys, encode=encode).finish(images=images, mask=mask)
 
     @functools.cached_property
     def _greys(self) -> Float[np.ndarray, "channels 65536"]:
@@ -254,12 +259,15 @@ class PairDataset(Dataset[Pair]):
             out = channel.reshape(-1).view(np.float64)
             np.take(values, pairs, out=out, mode="clip")  # "raise" would buffer the output
 
-    def sentences(self, key: Key) -> tuple[str, ...]:
-        """Return the sentences of one row that this epoch reads, in its order."""
-        kept: tuple[str, ...] = getattr(self.records[key[1]], self.view)
+    def _sentences(self, look: Look) -> tuple[str, ...]:
+        """Return the sentences that a row reads, in its order."""
+        kept: tuple[str, ...] = getattr(self.records[look.text], self.view)
+        if self.views == 2:
+            halves = draw(self.seed, "halves", look.epoch, self.records[look.text].record_id)
+            kept = tuple(kept[i] for i in two_texts(self._sections(look.text), halves)[look.view])
         if self.order == "report" and self.most is None:
             return kept
-        stream = self._stream("sentences", key)
+        stream = self._stream("sentences", look, look.text)
         if self.most is None:
             return tuple(kept[i] for i in stream.permutation(len(kept)))
         # Gumbel noise on the log weights: the largest are a draw without replacement (Vieira 2014).
@@ -267,13 +275,25 @@ class PairDataset(Dataset[Pair]):
         drawn = np.argsort(np.log(said) - stream.gumbel(size=len(kept)), kind="stable")[: self.most]
         return tuple(kept[i] for i in (sorted(drawn) if self.order == "report" else drawn))
 
+    def _sections(self, row: int) -> list[str]:
+        """Return the section of each sentence of the view, "" where it is not known."""
+        record = self.records[row]
+        said: tuple[str, ...] = getattr(record, self.view)
+        if self.view != "rewritten":
+            report = Report(record.report, record.sections, record.sentences)
+            sections = [sentence.section for sentence in self.store.report_spec.kept(report, self.view)]
+            if len(sections) == len(said):  # or the record was not written by this spec
+                return sections
+        return [""] * len(said)
+
     @functools.cached_property
     def _reports_that_say(self) -> Counter[str]:
         views = (getattr(record, self.view) for record in self.records)
         return Counter(said for view in views for said in {_figures_aside(sentence) for sentence in view})
 
-    def _stream(self, what: str, key: Key) -> np.random.Generator:
-        return draw(self.seed, what, key[0], self.records[key[1]].record_id)
+    def _stream(self, what: str, look: Look, row: int) -> np.random.Generator:
+        view = (look.view,) if look.view else ()
+        return draw(self.seed, what, look.epoch, self.records[row].record_id, *view)
 
     def _room(self) -> UInt8[np.ndarray, " bytes"]:
         """Return memory that stored arrays are read into, one after the other."""

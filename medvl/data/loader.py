@@ -12,7 +12,8 @@ from jaxtyping import Bool, Float
 from torch.utils.data import DataLoader, Dataset
 
 from medvl.data.augment import draw
-from medvl.data.dataset import Draft, Encode, Key, PairDataset
+from medvl.data.dataset import PairDataset
+from medvl.data.draft import Draft, Encode, Key
 from medvl.errors import ConfigError
 from medvl.features import Batch
 
@@ -27,15 +28,15 @@ one ahead of its step, the one that is handed out, and one for the next request.
 
 
 class BatchOrder:
-    """Which rows make up the batch of each step.
+    """Which items make up the batch of each step.
 
-    Epoch e is a permutation of all rows drawn from ``(seed, e)``, cut into ``n // size`` batches of ``size``;
-    the rest of the rows wait for the next epoch. Step s is batch ``s mod (n // size)`` of epoch
+    Epoch e is a permutation of all items drawn from ``(seed, e)``, cut into ``n // size`` batches of
+    ``size``; the rest of the items wait for the next epoch. Step s is batch ``s mod (n // size)`` of epoch
     ``s // (n // size)``.
 
     Args:
-        n: rows of the data set.
-        size: rows of a batch over all ranks; cut to n when there are fewer.
+        n: items of the data set: records, or studies with two views.
+        size: items of a batch over all ranks; cut to n when there are fewer.
         seed: of the order.
 
     Raises:
@@ -57,7 +58,7 @@ class BatchOrder:
         self._epoch, self._rows = -1, np.empty(0, np.int64)
 
     def keys(self, step: int) -> list[Key]:
-        """Return epoch and row of each sample of ``step``."""
+        """Return epoch and item of each sample of ``step``."""
         epoch, position = divmod(step, self.steps_per_epoch)
         if epoch != self._epoch:
             self._rows = draw(self.seed, "order", epoch).permutation(self.n)
@@ -76,7 +77,7 @@ class BatchStream:
         order: the rows of each step.
         encode: sentences to tokens.
         start, stop: first step, and the one after the last.
-        rank, world: this rank reads the rows ``rank · size/world …`` of each batch.
+        rank, world: this rank reads the items ``rank · size/world …`` of each batch, both views of each.
         workers: processes that prepare batches; of no use when the data set is in memory.
 
     Raises:
@@ -104,7 +105,7 @@ class BatchStream:
         self.start, self.stop, self.rank, self.world, self.workers = start, stop, rank, world, workers
 
     def keys(self, step: int) -> list[Key]:
-        """Return epoch and row of this rank's samples of ``step``."""
+        """Return epoch and item of this rank's samples of ``step``."""
         share = self.order.size // self.world
         return self.order.keys(step)[self.rank * share : (self.rank + 1) * share]
 
@@ -122,7 +123,8 @@ class BatchStream:
         nothing refers to the batch any more. A caller that keeps batches gets copies. Pictures that go
         through pipes, or new shared memory for each batch, would cost a tenth of the time of reading them.
         """
-        places = _Places(self.dataset, self.order.size // self.world, _PREFETCH * self.workers + _LENT)
+        pictures = self.dataset.views * self.order.size // self.world
+        places = _Places(self.dataset, pictures, _PREFETCH * self.workers + _LENT)
         loader: DataLoader[tuple[int, Draft]] = DataLoader(
             _Drafts(self.dataset, self.encode, places),
             sampler=_Keys(self, steps, places),  # type: ignore[arg-type]
@@ -133,7 +135,7 @@ class BatchStream:
         )
         for place, draft in loader:
             images, mask = places.lend(place)
-            batch = self.dataset.finish(draft, images=images, mask=mask)
+            batch = draft.finish(images=images, mask=mask)
             del images, mask
             yield batch
             del batch  # or it would be held while the next one is awaited

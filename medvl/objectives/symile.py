@@ -90,8 +90,8 @@ def symile_loss(
         >>> round(symile_loss([same] * 3, scale=14.3, negatives="n_squared").item(), 4)  # 2 ln 8
         4.1589
 
-    Source: Saporta et al. 2024, arXiv 2411.01053, eq. (5) and section 4; the rule for what is missing is ours (the
-    paper's experiments feed the encoder a learned stand-in).
+    Source: Saporta et al. 2024, arXiv 2411.01053. The rule for what is missing is ours: the paper's
+    experiments feed the encoder a stand-in, which then takes part in every product.
     """
     mode = _negatives_mode(negatives)
     if len(modalities) < 2 or (mode == "n_squared" and len(modalities) > 3):

@@ -13,7 +13,7 @@ from medvl.features import Positives
 __all__ = ["ViewPositives", "of_view"]
 
 
-def of_view(rows: Shaped[Tensor, "rows *rest"], view: int) -> Shaped[Tensor, "studies *rest"]:
+def of_view(rows: Shaped[Tensor, " rows *rest"], view: int) -> Shaped[Tensor, " studies *rest"]:
     """Return one view of each study.
 
     Args:
