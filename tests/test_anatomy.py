@@ -1,0 +1,137 @@
+"""Which part of the body a sentence speaks of: whole words, the first part, the longest term."""
+
+import time
+
+import numpy as np
+import pytest
+
+from medvl.data.anatomy import FINDING_PARTS, PARTS, finding_parts, sentence_parts
+from medvl.errors import ConfigError
+
+
+def named(sentence, modality="cxr"):
+    number = sentence_parts([sentence], modality=modality)[0]
+    return PARTS[modality][number - 1] if number else None
+
+
+@pytest.mark.parametrize(
+    ("sentence", "part"),
+    [
+        ("The lungs are clear.", "lungs"),
+        ("LLL consolidation", "lungs"),
+        ("No pleural effusion or pneumothorax.", "pleura"),
+        ("Blunting of the costo-phrenic angle.", None),  # "costo" and "phrenic" are no terms
+        ("Blunting of the costophrenic angle.", "pleura"),
+        ("Small left apical pneumothorax.", "pleura"),
+        ("Heart size is normal.", "heart"),
+        ("The cardiomediastinal silhouette is widened.", "mediastinum"),
+        ("The trachea is midline.", "mediastinum"),
+        ("No acute osseous abnormality.", "bones"),
+        ("No free air beneath the diaphragm.", "abdomen"),
+        ("Right PICC ends in the SVC.", "devices"),
+        # The first part that is named wins …
+        ("Left effusion with atelectasis.", "pleura"),
+        ("Atelectasis with left effusion.", "lungs"),
+        # … and of the terms that begin at one word the longest.
+        ("The pulmonary artery is wide.", "mediastinum"),
+        ("Pulmonary markings.", "lungs"),
+        ("Pericardial effusion.", "heart"),
+        ("Pleural drain in place.", "devices"),
+        ("Cardiac pacemaker.", "devices"),
+        # Plurals by rule and by the table.
+        ("Several nodules.", "lungs"),
+        ("Both hila are full.", "mediastinum"),
+        ("The opacities are gone.", "lungs"),
+        # Blanks, hyphens and slashes are the same.
+        ("Air-space disease.", "lungs"),
+        ("Swan/Ganz at the outflow tract.", "devices"),
+        # Whole words only: no "lobe" in "globe", no "rib" in "distribution", no "port" in "portable",
+        # no "pulmonary" in "cardiopulmonary", no "line" in "midline" or "baseline".
+        ("The globe is intact.", None),
+        ("The distribution is unchanged.", None),
+        ("Portable view, baseline, midline.", None),
+        ("No acute cardiopulmonary abnormality.", None),
+        ("Unchanged.", None),
+        ("", None),
+    ],
+)
+def test_radiograph_sentences(sentence, part):
+    assert named(sentence) == part
+
+
+@pytest.mark.parametrize(
+    ("sentence", "part"),
+    [
+        ("Calcific plaques in the coronary arteries.", "heart"),
+        ("Atheromatous plaques in the aorta.", "vessels"),
+        ("Sliding hiatal hernia.", "esophagus"),
+        ("The trachea is open.", "airways"),
+        ("Bronchiectasis in both lungs.", "airways"),
+        ("Mosaic attenuation.", "lungs"),
+        ("Lymphadenopathies in the axilla.", "mediastinum"),
+        ("Stent in the LAD.", "devices"),
+    ],
+)
+def test_ct_sentences(sentence, part):
+    assert named(sentence, "ct") == part
+
+
+def test_one_number_a_sentence_whatever_the_case():
+    found = sentence_parts(["HEART", "heart", "nothing", ""])
+    assert found.dtype == np.int64 and found.tolist() == [3, 3, 0, 0]
+    assert sentence_parts([]).shape == (0,)
+
+
+CHEXPERT = """
+    no_finding enlarged_cardiomediastinum cardiomegaly lung_opacity lung_lesion edema consolidation
+    pneumonia atelectasis pneumothorax pleural_effusion pleural_other fracture support_devices
+""".split()
+CT_RATE = """
+    medical_material arterial_wall_calcification cardiomegaly pericardial_effusion hiatal_hernia
+    lymphadenopathy coronary_artery_wall_calcification emphysema atelectasis lung_nodule
+    lung_opacity pulmonary_fibrotic_sequela pleural_effusion mosaic_attenuation_pattern
+    peribronchial_thickening consolidation bronchiectasis interlobular_septal_thickening
+""".split()
+
+
+def test_every_finding_of_the_two_vocabularies_has_its_part():
+    assert len(CHEXPERT) == 14 and len(CT_RATE) == 18
+    assert [name for name in CHEXPERT if name not in FINDING_PARTS["cxr"]] == ["no_finding"]
+    assert [name for name in CT_RATE if name not in FINDING_PARTS["ct"]] == []
+    assert len(PARTS["cxr"]) == 7
+    assert finding_parts(["support_devices", "unheard_of", "no_finding"]) == (7, 0, 0)
+    # Every part of CT is some finding's, or a place that reports always describe.
+    assert set(PARTS["ct"]) - set(FINDING_PARTS["ct"].values()) == {"abdomen"}
+    for modality, findings in FINDING_PARTS.items():
+        assert set(findings.values()) <= set(PARTS[modality])
+
+
+def test_a_finding_named_in_words_is_in_its_part():
+    for modality, findings in FINDING_PARTS.items():
+        aliases = {"pleural_other": "pleural thickening", "support_devices": "support devices"}
+        aliases |= {
+            "medical_material": "surgical material",
+            "arterial_wall_calcification": "aortic calcification",
+        }
+        aliases |= {"enlarged_cardiomediastinum": "widened mediastinum"}
+        for finding, part in findings.items():
+            sentence = aliases.get(finding, finding.replace("_", " "))
+            assert named(f"There is {sentence}.", modality) == part, (modality, finding)
+
+
+def test_unknown_modality():
+    with pytest.raises(ConfigError, match=r"modality 'cxrr' has no table of parts\. Allowed: ct, cxr.*'cxr'"):
+        sentence_parts(["heart"], modality="cxrr")
+    with pytest.raises(ConfigError, match="modality 'pathology' has no table of parts"):
+        finding_parts(["tumor"], modality="pathology")
+
+
+def test_new_sentences_cost_microseconds_each():
+    # A batch of 256 reports of 8 sentences is 2,048 sentences; the loader has them in well below 0.5 s.
+    sentences = [
+        f"At level {n} there is no change of the contour of something unnamed {n}." for n in range(2048)
+    ]
+    sentence_parts(["warm up"])
+    before = time.process_time()
+    sentence_parts(sentences)
+    assert time.process_time() - before < 0.5
