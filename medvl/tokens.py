@@ -190,6 +190,11 @@ class ReportTokeniser:
         """Return the pieces of one sentence, for people to read."""
         return list(self._tokenizer.encode(_utf8(sentence), add_special_tokens=False).tokens)
 
+    def token_id(self, *names: str) -> int | None:
+        """Return the id of the first of these tokens that the vocabulary has, or None."""
+        found = (self._tokenizer.token_to_id(name) for name in names)
+        return next((int(index) for index in found if index is not None), None)
+
     def lengths(self, reports: Sequence[Sequence[str]]) -> Int64[np.ndarray, " reports"]:
         """Return each report's number of tokens before truncation; ``> max_tokens`` is cut."""
         return np.array([len(ids) for ids, _ in map(self._flat, reports)], np.int64)

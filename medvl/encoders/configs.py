@@ -22,8 +22,10 @@ __all__ = [
     "READING_FILE",
     "Dtype",
     "Reading",
+    "attention_path",
     "build_backbone",
     "check_config",
+    "configured",
     "load_backbone",
     "load_pooling",
     "model_directory",
@@ -145,7 +147,8 @@ def position_offset(config: Mapping[str, Any]) -> int:
     return 0
 
 
-def _configured(config: Mapping[str, Any], *, bidirectional: bool) -> Any:
+def configured(config: Mapping[str, Any], *, bidirectional: bool) -> Any:
+    """Return the configuration object of allowed values, with attention to both sides or to the past."""
     made = _config_class(config["model_type"])(**{k: v for k, v in config.items() if k != "model_type"})
     made.use_cache = False
     if FAMILIES[config["model_type"]] == "decoder":
@@ -157,7 +160,7 @@ def _configured(config: Mapping[str, Any], *, bidirectional: bool) -> Any:
     return made
 
 
-def _attention(made: Any, *, eager: bool) -> str:
+def attention_path(made: Any, *, eager: bool = False) -> str:
     """Name the attention path: the fused one knows no soft cap of the scores, which Gemma 2 has."""
     return "eager" if eager or getattr(made, "attn_logit_softcapping", None) else "sdpa"
 
@@ -184,11 +187,11 @@ def build_backbone(config: Mapping[str, Any], *, eager: bool, bidirectional: boo
     from transformers import AutoModel
 
     checked = check_config(config)
-    made = _configured(checked, bidirectional=bidirectional)
+    made = configured(checked, bidirectional=bidirectional)
     try:
         model = AutoModel.from_config(
             made,
-            attn_implementation=_attention(made, eager=eager),
+            attn_implementation=attention_path(made, eager=eager),
             dtype=getattr(torch, dtype),
         )
     except (ValueError, TypeError, RuntimeError) as error:
@@ -211,7 +214,7 @@ def load_backbone(
     from transformers.utils import logging
 
     config = read_config(directory)
-    made = _configured(config, bidirectional=bidirectional)
+    made = configured(config, bidirectional=bidirectional)
     verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()  # what does not match is raised below, not logged
     logging.disable_progress_bar()
@@ -219,7 +222,7 @@ def load_backbone(
         model, report = AutoModel.from_pretrained(
             directory,
             config=made,
-            attn_implementation=_attention(made, eager=eager),
+            attn_implementation=attention_path(made, eager=eager),
             dtype=getattr(torch, dtype),
             local_files_only=True,
             trust_remote_code=False,
@@ -284,8 +287,6 @@ class Reading(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
     pooling: Pooling = "mean"
     bidirectional: bool = True
-    instruction: str = ""
-    max_tokens: int | None = None
 
 
 def reading_of(directory: Path) -> Reading:

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer
 
-from medvl.encoders.configs import FAMILIES, read_config
-from medvl.errors import ConfigError, nearest
+from medvl.encoders.causal import load_causal
+from medvl.errors import ConfigError
 
 __all__ = ["LocalGenerator", "load_generator"]
 
@@ -80,6 +80,7 @@ class LocalGenerator:
             attention_mask=torch.ones_like(tokens),
             do_sample=False,
             num_beams=1,
+            use_cache=True,
             max_new_tokens=self.max_new_tokens,
         )
         return self.tokeniser.decode_batch(made[:, tokens.shape[1] :].tolist(), skip_special_tokens=True)
@@ -96,37 +97,8 @@ def load_generator(
     Raises:
         ConfigError: a file is missing or damaged, or the family is not a known decoder.
     """
-    from safetensors import SafetensorError
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    config = read_config(directory)
-    decoders = [family for family, kind in FAMILIES.items() if kind == "decoder"]
-    if config["model_type"] not in decoders:
-        raise ConfigError(
-            f"a '{config['model_type']}' model writes no text.", hint=nearest(config["model_type"], decoders)
-        )
+    model, _ = load_causal(directory, what="generator")
     tokeniser = _tokeniser(directory / "tokenizer.json")
-    try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            directory,
-            config=AutoConfig.for_model(**config),
-            local_files_only=True,
-            trust_remote_code=False,
-            use_safetensors=True,
-            output_loading_info=True,
-        )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise ConfigError(
-            "the generator's weights cannot be read; allowed is a whole model.safetensors.",
-            hint="Convert .bin or .pt weights to safetensors with transformers first.",
-        ) from error
-    model, report = loaded
-    wrong = sorted(str(key) for kind in report.values() for key in kind)
-    if wrong:
-        raise ConfigError(
-            f"{len(wrong)} tensors of the generator do not match its config.json, first '{wrong[0]}'.",
-            hint="config.json belongs to other weights, or they have no language head.",
-        )
     digest = _digest(directory, f"{max_new_tokens}")
     return LocalGenerator(
         model.to(device), tokeniser, digest=digest, max_new_tokens=max_new_tokens, batch=batch

@@ -39,6 +39,7 @@ __all__ = [
     "build_text_encoder",
     "rebuild_text_encoder",
     "text_tokeniser",
+    "text_tower",
 ]
 
 TEXT_ENCODERS: Catalogue[TextTower] = Catalogue("text encoder")
@@ -50,8 +51,8 @@ class TextTower(Tower):
 
     With h_i the last hidden states and m_i the token mask (0 padding, k sentence k, -1 special):
 
-    * pooled: ``mean``, ``cls``, ``last`` or ``weighted``, see
-      :func:`~medvl.encoders.textpool.pool_tokens`, or ``latent``, a :class:`~medvl.encoders.textpool.LatentPool`;
+    * pooled: ``mean``, ``cls``, ``last`` or ``weighted`` (:func:`~medvl.encoders.textpool.pool_tokens`), or
+      ``latent``, a :class:`~medvl.encoders.textpool.LatentPool`;
     * a word is the *sum* of its pieces, ``w_j = Σ_{i in j} h_i`` (METHODS of MGCA, arXiv 2210.06044, A.2);
     * a sentence is the mean of its tokens;
     * ``word_weights``, if asked for: attention of the first token to the pieces of a word in the last layer,
@@ -144,9 +145,14 @@ class TextTower(Tower):
         return starts.cumsum(1) * inside
 
 
-def _tower(
+def text_tower(
     name: str, model: nn.Module, architecture: Mapping[str, Any], tokeniser: ReportTokeniser
 ) -> TextTower:
+    """Return the tower of a transformers model that reads what a tokeniser writes.
+
+    Raises:
+        ConfigError: the tokeniser has more ids or longer texts than the model knows.
+    """
     config = architecture["config"]
     if tokeniser.vocab_size > config["vocab_size"]:
         raise ConfigError(
@@ -214,7 +220,7 @@ def bert(
         "bidirectional": True,
         "dtype": "float32",
     }
-    return _tower("bert", _backbone(architecture), architecture, tokeniser)
+    return text_tower("bert", _backbone(architecture), architecture, tokeniser)
 
 
 @TEXT_ENCODERS.add("huggingface")
@@ -291,7 +297,7 @@ def _pretrained(
         directory, eager=word_weights, bidirectional=bidirectional, dtype=options["dtype"]
     )
     architecture = {"config": config, "bidirectional": bidirectional, "word_weights": word_weights, **options}
-    tower = _tower(name, model, architecture, tokeniser)
+    tower = text_tower(name, model, architecture, tokeniser)
     if tower.pooler is not None:
         load_pooling(tower.pooler, directory)
     return tower
