@@ -16,7 +16,7 @@ from medvl.errors import ConfigError
 from medvl.features import Positives
 from medvl.objectives.options import FalseNegatives, false_negatives_mode
 
-__all__ = ["TwoWayContrast", "blocks", "right_answers"]
+__all__ = ["blocks", "full_precision", "own_columns", "right_answers", "two_way_contrast"]
 
 # Logits computed at once: 4 MiB in single precision stay near a processor's cache; an accelerator wants
 # fewer, larger blocks.
@@ -84,7 +84,43 @@ def own_columns(part: slice, size: int, device: torch.device) -> Bool[Tensor, "r
     return torch.arange(part.start, part.stop, device=device)[:, None] == torch.arange(size, device=device)
 
 
-class TwoWayContrast(torch.autograd.Function):
+def two_way_contrast(
+    images: Float[Tensor, "batch dim"],
+    texts: Float[Tensor, "batch dim"],
+    *,
+    scale: Float[Tensor, ""],
+    positives: Positives | None,
+    image_weight: float,
+    mode: FalseNegatives,
+    block_rows: int | None = None,
+) -> Float[Tensor, ""]:
+    """The loss of :func:`medvl.objectives.contrast.clip_loss`, for vectors in single precision or better.
+
+    Args:
+        images: one vector an image, of any length.
+        texts: one vector a text, of any length.
+        scale: inverse temperature, at most 600.
+        positives: not asked where ``mode`` is ``none``.
+        image_weight: of the direction in which an image looks for its text.
+        mode: what becomes of other texts that describe the image.
+        block_rows: rows of logits held at once; None suits the device.
+
+    Raises:
+        ConfigError: a ``scale`` above 600.
+
+    Examples:
+        >>> same = torch.ones(8, 3)
+        >>> ten = torch.tensor(10.0)
+        >>> two_way_contrast(
+        ...     same, same, scale=ten, positives=None, image_weight=0.5, mode="none", block_rows=3
+        ... ).item()  # ln 8
+        2.0794415473937988
+    """
+    with full_precision(images.device):
+        return _TwoWayContrast.apply(images, texts, scale, positives, image_weight, mode, block_rows)
+
+
+class _TwoWayContrast(torch.autograd.Function):
     """``λ·CE`` over rows and ``(1−λ)·CE`` over columns of ``Z = s·V Tᵀ`` without ever holding Z.
 
     With ``E = exp(Z)`` (0 where left out), its row and column sums ``r``, ``c``, and the right answers
@@ -93,9 +129,9 @@ class TwoWayContrast(torch.autograd.Function):
     ``L = (λ/N) Σ_i (ln r_i − Σ_j W_ij Z_ij / w_i) + ((1−λ)/N) Σ_j (ln c_j − Σ_i W_ij Z_ij / q_j)``,
     ``N ∂L/∂Z_ij = E_ij (λ/r_i + (1−λ)/c_j) − W_ij (λ/w_i + (1−λ)/q_j)``
 
-    One exponential of each entry serves both directions. The vectors have unit length, so ``|Z| ≤ s``: it
-    needs no shift while ``s + ln N`` stays below 80, and is taken in double precision above. The backward
-    pass computes each block again, unless there is one block only.
+    ``V``, ``T`` have unit length, so ``|Z| ≤ s``: one exponential of each entry serves both directions,
+    without a shift while ``s + ln N`` stays below 80, in double precision above. The backward pass computes
+    each block again, unless there is one block only.
     """
 
     @staticmethod
@@ -113,15 +149,17 @@ class TwoWayContrast(torch.autograd.Function):
         ctx.parts = list(blocks(size, block_rows, columns=size, device=images.device))
         ctx.positives, ctx.mode, ctx.image_weight = positives, mode, image_weight
         ctx.work = _exponent_dtype(images, float(scale))
-        scaled = images * scale
+        images, image_lengths = _unit(images)
+        texts, text_lengths = _unit(texts)
         # By row and by column; matches and their weights are those of the right answers.
         sums = torch.zeros(2, size, dtype=torch.float64, device=images.device)
-        matches, weights = torch.zeros_like(sums), None if mode == "none" else torch.zeros_like(sums)
+        weights = None if mode == "none" else torch.zeros_like(sums)
+        matches = torch.zeros_like(sums[0] if weights is None else sums)
         for part in ctx.parts:
-            logits = scaled[part] @ texts.T
+            logits = (images[part] * scale) @ texts.T
             left_out, right = None, None
             if weights is None:
-                matches[:, part] = logits[:, part].diagonal()
+                matches[part] = logits[:, part].diagonal()
             else:
                 left_out, right = _block_answers(ctx, part, logits)
                 _add(matches, part, logits * right)
@@ -129,6 +167,7 @@ class TwoWayContrast(torch.autograd.Function):
             exponentials = _exponentials(logits, left_out, ctx.work)
             _add(sums, part, exponentials)
         kept = (exponentials, right) if len(ctx.parts) == 1 else ()
+        ctx.lengths = image_lengths, text_lengths
         ctx.save_for_backward(images, texts, scale, sums, weights, *kept)
         by_image, by_text = (sums.log() - (matches if weights is None else matches / weights)).mean(dim=1)
         return (image_weight * by_image + (1 - image_weight) * by_text).to(images.dtype)
@@ -157,9 +196,8 @@ def _gradients(
     kept: list[Tensor | None],
     upstream: Float[Tensor, ""],
 ) -> tuple[Tensor | None, ...]:
-    """Return the gradient of each argument of :class:`TwoWayContrast`."""
+    """Return the gradient of each argument of :class:`_TwoWayContrast`."""
     want_images, want_texts, want_scale, *_ = ctx.needs_input_grad
-    scaled = images * scale
     slopes = _shares(sums, ctx)
     right_slopes = None if weights is None else _shares(weights, ctx)
     image_slope, text_slope = torch.empty_like(images), torch.zeros_like(texts)
@@ -169,7 +207,7 @@ def _gradients(
             # Out of place: a second backward pass may follow.
             slope = exponentials * (slopes[0][part] + slopes[1])
         else:
-            logits = scaled[part] @ texts.T
+            logits = (images[part] * scale) @ texts.T
             left_out, right = (None, None) if ctx.mode == "none" else _block_answers(ctx, part, logits)
             slope = _exponentials(logits, left_out, ctx.work)
             slope.mul_(slopes[0][part] + slopes[1])
@@ -183,12 +221,21 @@ def _gradients(
         if want_texts:
             text_slope.addmm_(slope.T, images[part])
     factor = upstream / len(images)
-    return (
-        image_slope * (factor * scale) if want_images else None,
-        text_slope * (factor * scale) if want_texts else None,
-        (images * image_slope).sum() * factor if want_scale else None,
-        *[None] * 4,
-    )
+    by_length = factor * scale
+    along = (images * image_slope).sum(dim=1, keepdim=True) if want_images or want_scale else None
+    by_image = by_text = None
+    if want_images:
+        by_image = image_slope.addcmul_(images, along, value=-1).mul_(by_length / ctx.lengths[0])
+    if want_texts:
+        along_text = (texts * text_slope).sum(dim=1, keepdim=True)
+        by_text = text_slope.addcmul_(texts, along_text, value=-1).mul_(by_length / ctx.lengths[1])
+    return by_image, by_text, along.sum() * factor if want_scale else None, *[None] * 4
+
+
+def _unit(vectors: Float[Tensor, "batch dim"]) -> tuple[Float[Tensor, "batch dim"], Float[Tensor, "batch 1"]]:
+    """The vectors at unit length, and their lengths."""
+    lengths = torch.linalg.vector_norm(vectors, dim=1, keepdim=True).clamp_min_(1e-12)
+    return vectors / lengths, lengths
 
 
 def _add(sums: Float[Tensor, "2 batch"], part: slice, block: Float[Tensor, "rows batch"]) -> None:
@@ -201,9 +248,8 @@ def _shares(
     sums: Float[Tensor, "2 batch"], ctx: Any
 ) -> tuple[Float[Tensor, "batch 1"], Float[Tensor, " batch"]]:
     """λ over the sum of each row, 1 − λ over that of each column."""
-    inverse = sums.reciprocal()
-    by_row, by_column = inverse[0] * ctx.image_weight, inverse[1] * (1 - ctx.image_weight)
-    return by_row[:, None].to(ctx.work), by_column.to(ctx.work)
+    by_row, by_column = sums.reciprocal().to(ctx.work).unbind()
+    return (by_row * ctx.image_weight)[:, None], by_column * (1 - ctx.image_weight)
 
 
 def _block_answers(

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from medvl.features import Positives
-from medvl.objectives.chunked import TwoWayContrast, full_precision, right_answers
+from medvl.objectives.chunked import right_answers, two_way_contrast
 from medvl.objectives.options import FalseNegatives, check_numbers, false_negatives_mode
 from medvl.objectives.targets import as_positives
 
@@ -147,17 +147,16 @@ def clip_loss(
     Source: Radford et al. 2021, arXiv 2103.00020, fig. 3.
     """
     mode = false_negatives_mode(false_negatives)
-    with full_precision(images.device):
-        images, texts = unit(images), unit(texts)
-        return TwoWayContrast.apply(
-            images,
-            texts,
-            torch.as_tensor(scale, device=images.device).to(images.dtype),
-            None if mode == "none" else as_positives(positives),
-            image_weight,
-            mode,
-            block_rows,
-        )
+    dtype = torch.promote_types(images.dtype, torch.float32)
+    return two_way_contrast(
+        images.to(dtype),
+        texts.to(dtype),
+        scale=torch.as_tensor(scale, dtype=dtype, device=images.device),
+        positives=None if mode == "none" else as_positives(positives),
+        image_weight=image_weight,
+        mode=mode,
+        block_rows=block_rows,
+    )
 
 
 class LogitScale(nn.Module):
