@@ -1,4 +1,4 @@
-"""Reports of a record store, a table or a folder as cases for a text encoder: cleaned, labelled, split by patient."""
+"""Reports of a record store, a table or a folder as cases: cleaned, labelled, split by patient."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from medvl.preprocess.reports.parsing import MAX_CHARACTERS, parse_report
 from medvl.preprocess.sources.columns import Overrides, guess_columns
 from medvl.preprocess.sources.labels import row_labels
 from medvl.preprocess.sources.tables import SUFFIXES, read_table
-from medvl.records import LabelState, Report
+from medvl.records import LabelState
 from medvl.specs import ReportSpec
 from medvl.specs.base import text_hash
 from medvl.splits import SPLITS, split_of

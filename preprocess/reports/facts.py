@@ -71,16 +71,21 @@ def facts_of(sentences: Sequence[str]) -> Facts:
         ('absent', {'4mm': 1}, {'right': 1})
     """
     texts = [_facts(sentence) for sentence in sentences]
+    if len(texts) == 1:
+        return texts[0]
     states: dict[str, LabelState] = {}
     for facts in texts:
         for finding, state in facts.states.items():
             if finding not in states or _STRENGTH[state] > _STRENGTH[states[finding]]:
                 states[finding] = state
 
-    def total(name: str) -> Counter[str]:
-        return sum((getattr(facts, name) for facts in texts), Counter[str]())
-
-    return Facts(states, total("numbers"), total("sides"), total("comparators"), total("placeholders"))
+    counts = [Counter[str]() for _ in range(4)]
+    for facts in texts:
+        each = (facts.numbers, facts.sides, facts.comparators, facts.placeholders)
+        for count, more in zip(counts, each, strict=True):
+            if more:
+                count.update(more)
+    return Facts(states, *counts)
 
 
 @functools.lru_cache(maxsize=1 << 15)

@@ -70,7 +70,8 @@ def variants(
         UsageError: an unknown part.
 
     Examples:
-        >>> case = ReportCase("c", "p", "train", ("No pneumothorax.", "A 4 mm nodule in the right upper lobe."))
+        >>> sentences = ("No pneumothorax.", "A 4 mm nodule in the right upper lobe.")
+        >>> case = ReportCase("c", "p", "train", sentences)
         >>> {wording.kind: wording.sentences for wording in variants(case, seed=0)}["contraction"]
         ('No PTX.', 'A 4 mm nodule in the RUL.')
     """

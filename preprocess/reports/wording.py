@@ -1,4 +1,4 @@
-"""The table of wordings as rules: phrases and whole sentences that stand for one another, with their grammar."""
+"""The table of wordings as rules: phrases and sentences that stand for one another, with their grammar."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ __all__ = [
     "Wordings",
     "articles",
     "capital",
+    "fill",
     "load_wordings",
     "plural",
     "split_end",
@@ -42,10 +43,14 @@ _OPEN_END = re.compile(
     rf"(?:{_JOINT}|\b(?:and|or|the|a|an|grossly|mildly|upper|lower|limits?))$", re.IGNORECASE
 )
 _NOT_NAMED = re.compile(
-    r"(?:the |an? |any )?(?:change|changes|comparison|prior|priors|previous|interval|longer|more|other|additional"
-    r"|further|new|study|studies|exam|examination)\b",
+    r"(?:the |an? |any )?(?:change|changes|comparison|prior|priors|previous|interval|longer|more|other"
+    r"|additional|further|new|study|studies|exam|examination|evidence|signs?|otherwise)\b",
     re.IGNORECASE,
 )
+_CLAUSE = re.compile(
+    r"(?!is |are |was |were |has |have ).+ (?:is|are|has|lies|keep|was|were)\b", re.IGNORECASE
+)
+"""A phrase with subject and verb, which stands for a whole sentence alone."""
 _MANY = re.compile(r"(?:multiple|several|numerous|many|few|both|two|three|four|bilateral|scattered)\b", re.I)
 _NO_ARTICLE = re.compile(
     r"(?:an?|the|some|any|multiple|several|numerous|many|few|both|no|this|these|\d|two|three|four)\b", re.I
@@ -59,35 +64,56 @@ class Wordings:
     Attributes:
         phrases: phrase in small letters → what may stand for it.
         finder: finds them, the longest first.
-        sentences: groups of recognisers with the forms that may be written.
+        sentences: meaning (``absent``, ``present`` …), recognisers, forms that may be written.
     """
 
     phrases: dict[str, tuple[str, ...]]
     finder: re.Pattern[str]
-    sentences: tuple[tuple[tuple[re.Pattern[str], ...], tuple[str, ...]], ...]
+    sentences: tuple[tuple[str, tuple[re.Pattern[str], ...], tuple[str, ...]], ...]
 
     def rephrase(self, text: str, *, draw: random.Random, chance: float = 0.7) -> str:
-        """Return a text with some of its known phrases said otherwise."""
+        """Return a sentence with some of its known phrases said otherwise."""
 
         def other(match: re.Match[str]) -> str:
             known = match[0].lower()
-            if draw.random() > chance:
-                return match[0]
-            return _like(match[0], draw.choice([p for p in self.phrases[known] if p != known] or [known]))
+            whole = len(match[0]) == len(body)
+            fitting = [
+                phrase
+                for phrase in self.phrases[known]
+                if phrase != known and (whole or not (_CLAUSE.match(phrase) or _CLAUSE.match(known)))
+            ]
+            return _like(match[0], draw.choice(fitting)) if fitting and draw.random() < chance else match[0]
+
+        body = split_end(text)[0]
 
         return articles(self.finder.sub(other, text))
 
     def recast(self, sentence: str, *, draw: random.Random) -> Iterator[str]:
         """Yield a sentence in the other forms of its group, in random order."""
         body, end = split_end(sentence)
-        for recognisers, forms in self.sentences:
-            match = next((m for known in recognisers if (m := known.fullmatch(body))), None)
-            if match is None or _OPEN_END.search(match["x"]) or _NOT_NAMED.match(match["x"]):
-                continue
-            for form in draw.sample(forms, len(forms)):
-                said = _fill(form, match["x"])
+        for meaning, _, forms in self.sentences:
+            noun = self.noun(body, meaning=meaning)
+            for form in draw.sample(forms, len(forms)) if noun else ():
+                said = fill(form, noun)
                 if said.lower() != body.lower():
-                    yield capital(said) + (end or ".")
+                    yield said + (end or ".")
+
+    def noun(self, body: str, *, meaning: str) -> str:
+        """Return what a sentence of one meaning is about; "" for another sentence.
+
+        Examples:
+            >>> load_wordings("train").noun("There is no focal consolidation", meaning="absent")
+            'focal consolidation'
+        """
+        for name, recognisers, _ in self.sentences:
+            match = name == meaning and next(
+                (m for known in recognisers if (m := known.fullmatch(body))), None
+            )
+            if not match or _OPEN_END.search(match["x"]) or _NOT_NAMED.match(match["x"]):
+                continue
+            if meaning != "present" or "," not in match["x"]:
+                return str(match["x"]).strip()
+        return ""
 
 
 @functools.cache
@@ -118,9 +144,10 @@ def load_wordings(part: str) -> Wordings:
             phrases[phrase] = tuple(dict.fromkeys((*phrases.get(phrase, ()), *written)))
     longest = sorted(map(re.escape, phrases), key=len, reverse=True)
     sentences = []
-    for group in table["sentences"][part]:
+    for meaning, group in table["sentences"][part].items():
         known, written = _parts(group)
-        sentences.append((tuple(map(_recogniser, known)), written))
+        known = tuple(sorted(known, key=len, reverse=True))  # "no evidence of {x}" before "no {x}"
+        sentences.append((meaning, tuple(map(_recogniser, known)), written))
     return Wordings(
         phrases, re.compile(rf"(?<![\w-])(?:{'|'.join(longest)})(?![\w-])", re.IGNORECASE), tuple(sentences)
     )
@@ -153,13 +180,19 @@ def _recogniser(form: str) -> re.Pattern[str]:
     return re.compile(pattern, re.IGNORECASE)
 
 
-def _fill(form: str, noun: str) -> str:
+def fill(form: str, noun: str) -> str:
+    """Return a form with its noun phrase, agreement, article and capital.
+
+    Examples:
+        >>> fill("{a} {x} {is} seen", "opacities"), fill("there {is} {a} {x}", "effusion")
+        ('Opacities are seen', 'There is an effusion')
+    """
     noun = _lower(noun.strip())
     many = plural(noun)
     said = form.replace("{is}", "are" if many else "is").replace("{was}", "were" if many else "was")
     said = said.replace("{appear}", "appear" if many else "appears")
     said = said.replace("{a} {x}", with_article(noun)).replace("{x}", noun)
-    return articles(said)
+    return capital(articles(said))
 
 
 def _like(model: str, phrase: str) -> str:
