@@ -22,6 +22,7 @@ __all__ = [
     "READING_FILE",
     "Dtype",
     "Reading",
+    "allowed_keys",
     "attention_path",
     "build_backbone",
     "check_config",
@@ -109,7 +110,8 @@ def _config_class(family: str) -> Any:
 
 
 @cache
-def _allowed(family: str) -> frozenset[str]:
+def allowed_keys(family: str) -> frozenset[str]:
+    """Return the configuration keys of a family that only change its arithmetic."""
     return frozenset(_config_class(family)().to_dict()) - _IGNORED - _REFUSED
 
 
@@ -133,9 +135,9 @@ def check_config(config: Mapping[str, Any]) -> dict[str, Any]:
                 f"the configuration has the key '{key}', which names code.",
                 hint="Remove it.",
             )
-        if key not in _allowed(family):
+        if key not in allowed_keys(family):
             raise ConfigError(
-                f"model_type '{family}' has no key '{key}'.", hint=nearest(key, _allowed(family))
+                f"model_type '{family}' has no key '{key}'.", hint=nearest(key, allowed_keys(family))
             )
     return dict(config)
 
@@ -278,7 +280,7 @@ def read_config(directory: Path) -> dict[str, Any]:
     family = values["model_type"]
     # Through the class and back: old names (rope_theta, …) become today's before stray keys are dropped.
     full = _config_class(family).from_dict(values).to_dict()
-    return check_config({key: value for key, value in full.items() if key in _allowed(family)})
+    return check_config({key: value for key, value in full.items() if key in allowed_keys(family)})
 
 
 class Reading(BaseModel):

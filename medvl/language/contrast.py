@@ -21,8 +21,8 @@ def simcse_loss(
 ) -> Float[Tensor, ""]:
     """Return the one-directional contrast of queries with documents.
 
-    ``L = −(1/B) Σ_i log ( exp(s·q_iᵀd_i) / Σ_j exp(s·q_iᵀd_j) )`` with unit q and d, over all columns j: the B
-    documents and then any number of hard negatives (Gao et al. 2021, arXiv 2104.08821; LLM2Vec, arXiv
+    ``L = −(1/B) Σ_i log ( exp(s·q_iᵀd_i) / Σ_j exp(s·q_iᵀd_j) )`` with unit q and d, over all columns j: the
+    B documents and then any number of hard negatives (Gao et al. 2021, arXiv 2104.08821; LLM2Vec, arXiv
     2404.05961). Features that are all equal give ``ln B``, with one hard negative each ``ln 2B``.
 
     Args:

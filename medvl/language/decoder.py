@@ -1,0 +1,185 @@
+"""A decoder in training: tower, language head and tokeniser, in and out of a directory."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from medvl.encoders.causal import build_causal, load_causal, no_bars
+from medvl.encoders.configs import POOLING_FILE, READING_FILE, allowed_keys, check_config, load_pooling
+from medvl.encoders.text import TextTower, text_tower
+from medvl.errors import ConfigError
+from medvl.language.options import Scratch
+from medvl.tokens import ReportTokeniser, train_tokeniser
+
+__all__ = ["Decoder", "dropout", "from_scratch", "load_decoder", "save_decoder"]
+
+_MASKS = ("[MASK]", "<mask>", "_", "▁_", "Ġ_")
+
+
+@dataclass(frozen=True, eq=False)
+class Decoder:
+    """A causal language model seen as a text encoder.
+
+    Attributes:
+        lm: the transformers model; ``tower`` holds its backbone, so both have the same weights.
+        tower: reads.
+        tokeniser: words to ids.
+        bidirectional: whether its tokens see later ones.
+    """
+
+    lm: Any
+    tower: TextTower
+    tokeniser: ReportTokeniser
+    bidirectional: bool
+
+    @property
+    def head(self) -> nn.Module:
+        """The language head: states to logits."""
+        head: nn.Module = self.lm.get_output_embeddings()
+        return head
+
+    @property
+    def mask_id(self) -> int:
+        """The id that hides a token: the tokeniser's mask token, else ``_`` as in LLM2Vec.
+
+        Raises:
+            ConfigError: the tokeniser has neither.
+        """
+        found = self.tokeniser.token_id(*_MASKS)
+        if found is None:
+            raise ConfigError(
+                "the tokeniser has no token that can hide another.",
+                hint=f"One of these is needed: {', '.join(_MASKS)}. Or leave out the stage 'masked'.",
+            )
+        return found
+
+    def logits(self, states: Float[Tensor, "places width"]) -> Float[Tensor, "places vocab"]:
+        """Return the head's logits in float32, softly capped where the family does so (Gemma 2)."""
+        logits = self.head(states.to(next(self.head.parameters()).dtype)).float()
+        cap = getattr(self.lm.config, "final_logit_softcapping", None)
+        return cap * torch.tanh(logits / cap) if cap else logits
+
+
+def from_scratch(texts: Iterable[str], *, shape: Scratch, max_tokens: int) -> Decoder:
+    """Return a causal decoder with random weights and a tokeniser trained on ``texts``.
+
+    Raises:
+        ConfigError: ``width`` is no multiple of ``heads``, or the family is no decoder.
+    """
+    if shape.width % shape.heads:
+        raise ConfigError(f"width is {shape.width}; allowed are multiples of heads, {shape.heads}.")
+    tokeniser = train_tokeniser(texts, vocab_size=shape.vocab_size, max_tokens=max_tokens)
+    names = {
+        "hidden_size": shape.width,
+        "n_embd": shape.width,
+        "num_hidden_layers": shape.layers,
+        "n_layer": shape.layers,
+        "num_attention_heads": shape.heads,
+        "n_head": shape.heads,
+        "num_key_value_heads": shape.heads,
+        "head_dim": shape.width // shape.heads,
+        "intermediate_size": shape.hidden,
+        "n_inner": shape.hidden,
+        "max_position_embeddings": max_tokens,
+        "n_positions": max_tokens,
+        "sliding_window": max_tokens,
+        "layer_types": None,
+        "vocab_size": tokeniser.vocab_size,
+        "tie_word_embeddings": True,
+        "pad_token_id": tokeniser.pad_id,
+        "bos_token_id": tokeniser.token_id("[CLS]"),
+        "eos_token_id": tokeniser.token_id("[SEP]"),
+    }
+    check_config({"model_type": shape.family})
+    known = allowed_keys(shape.family)
+    # Only Gemma's layers need a window; for the others none is the plain case.
+    if not shape.family.startswith("gemma"):
+        del names["sliding_window"]
+    if "sliding_window" in known and "sliding_window" not in names:
+        names["sliding_window"] = None
+    config = {"model_type": shape.family, **{key: value for key, value in names.items() if key in known}}
+    if shape.family == "gpt2":
+        for alias in ("hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings"):
+            config.pop(alias, None)
+    return _decoder(build_causal(config), config, tokeniser, pooling="mean", bidirectional=False)
+
+
+def load_decoder(directory: Path, *, max_tokens: int, pooling: str, bidirectional: bool) -> Decoder:
+    """Load a decoder with its head and tokeniser; a latent pooling where the directory has one.
+
+    Raises:
+        ConfigError: see :func:`medvl.encoders.causal.load_causal`.
+        CheckpointError: there is no tokenizer.json.
+    """
+    tokeniser = ReportTokeniser.from_directory(directory, max_tokens=max_tokens)
+    lm, config = load_causal(directory, bidirectional=bidirectional)
+    decoder = _decoder(lm, config, tokeniser, pooling=pooling, bidirectional=bidirectional)
+    if decoder.tower.pooler is not None:
+        load_pooling(decoder.tower.pooler, directory)
+    return decoder
+
+
+def _decoder(
+    lm: Any, config: Mapping[str, Any], tokeniser: ReportTokeniser, *, pooling: str, bidirectional: bool
+) -> Decoder:
+    architecture = {
+        "config": dict(config),
+        "pooling": pooling,
+        "word_weights": False,
+        "bidirectional": bidirectional,
+        "dtype": "float32",
+    }
+    tower = text_tower("huggingface", lm.base_model, architecture, tokeniser)
+    return Decoder(lm, tower, tokeniser, bidirectional)
+
+
+def save_decoder(decoder: Decoder, folder: Path, *, record: Mapping[str, Any]) -> None:
+    """Write a directory that the text encoder ``huggingface`` loads.
+
+    Args:
+        decoder: without adapters.
+        folder: an existing one.
+        record: more values for ``adapt.json``.
+    """
+    with no_bars():
+        decoder.lm.save_pretrained(folder)
+    (folder / "generation_config.json").unlink(missing_ok=True)
+    decoder.tokeniser.save(folder)
+    if decoder.tower.pooler is not None:
+        weights = {key: value.contiguous() for key, value in decoder.tower.pooler.state_dict().items()}
+        save_file(weights, folder / POOLING_FILE)
+    values = {"pooling": decoder.tower.pooling, "bidirectional": decoder.bidirectional, **record}
+    (folder / READING_FILE).write_text(json.dumps(values, indent=1, sort_keys=True), "utf-8")
+
+
+@contextlib.contextmanager
+def dropout(model: nn.Module, probability: float) -> Iterator[None]:
+    """Give every dropout of a model this probability, those inside attention included, for a while.
+
+    Families keep it in modules or in plain attributes of their attention; two passes must really differ, or
+    SimCSE compares a vector with itself.
+    """
+    before: list[tuple[nn.Module, str, float]] = []
+    for name, module in model.named_modules():
+        if ".lora_" in name:
+            continue
+        for key in ("p", "attention_dropout", "dropout"):
+            value = getattr(module, key, None)
+            if isinstance(value, float) and (key != "p" or isinstance(module, nn.Dropout)):
+                before.append((module, key, value))
+                setattr(module, key, probability)
+    try:
+        yield
+    finally:
+        for module, key, value in before:
+            setattr(module, key, value)
