@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -62,6 +62,12 @@ class TowerRecipe(_Values):
     options: dict[str, Any] = Field(default_factory=dict)
     train: TrainPolicy = "full"
     lora: LoraOptions | None = None
+    freeze_layers: int = Field(default=0, ge=0)
+    """Blocks at the input that rest, with the embeddings before them."""
+    activation_checkpointing: bool = False
+    """Computes each block again in the backward pass: less memory, a third more time."""
+    weights: str | None = None
+    """A run, a bundle or a self-distillation folder whose tower of this side is where training starts."""
 
 
 class TowerConfig(_Values):
@@ -159,28 +165,95 @@ class AlignmentModel(nn.Module):
         image_mask: Bool[Tensor, " batch *spatial"],
     ) -> ImageFeatures:
         """Return pooled and region features, projected to ``dim``."""
+        return self.normalise_image(self.project_image(images, image_mask))
+
+    def project_image(
+        self,
+        images: Float[Tensor, "batch channels *spatial"],
+        image_mask: Bool[Tensor, " batch *spatial"],
+        *,
+        parts: bool = True,
+    ) -> ImageFeatures:
+        """Return the features of :meth:`encode_image` before what depends on the rest of the batch.
+
+        Without ``parts`` the first region stands for all of them: a loss of pooled vectors reads none, and
+        need not keep or send them.
+        """
         features = self.image_encoder(images, image_mask)
         pooled = features.pooled
         if self.image_pool is not None:
             pooled = self.image_pool(features.regions, features.region_mask)
-        pooled = self.image_norm(self.image_projection(pooled))
+        pooled = self.image_projection(pooled)
+        if not parts:
+            features = replace(
+                features,
+                regions=features.regions[:, :1],
+                region_mask=features.region_mask[:, :1],
+                region_grid=(1,) * len(features.region_grid),
+                region_weights=None,
+                region_parts=None,
+            )
         if self.local:
             return replace(features, pooled=pooled, regions=self.region_projection(features.regions))
-        regions = _as_pooled(self.image_norm, self.image_projection(features.regions))
+        return replace(features, pooled=pooled, regions=self.image_projection(features.regions))
+
+    def normalise_image(self, features: ImageFeatures) -> ImageFeatures:
+        """Return projected features of a whole batch under the norm of the batch."""
+        pooled = self.image_norm(features.pooled)
+        regions = features.regions if self.local else _as_pooled(self.image_norm, features.regions)
         return replace(features, pooled=pooled, regions=regions)
 
     def encode_text(
         self, tokens: Int[Tensor, "batch tokens"], token_mask: Int[Tensor, "batch tokens"]
     ) -> TextFeatures:
         """Return pooled, word and sentence features, projected to ``dim``."""
+        return self.normalise_text(self.project_text(tokens, token_mask))
+
+    def project_text(
+        self,
+        tokens: Int[Tensor, "batch tokens"],
+        token_mask: Int[Tensor, "batch tokens"],
+        *,
+        parts: bool = True,
+    ) -> TextFeatures:
+        """Return the features of :meth:`encode_text` before what depends on the rest of the batch.
+
+        Without ``parts`` the first word and the first sentence stand for all of them.
+        """
         features = self.text_encoder(tokens, token_mask)
-        pooled = self.text_norm(self.text_projection(features.pooled))
+        if not parts:
+            features = replace(
+                features,
+                words=features.words[:, :1],
+                word_mask=features.word_mask[:, :1],
+                sentences=features.sentences[:, :1],
+                sentence_mask=features.sentence_mask[:, :1],
+                word_weights=None,
+            )
+        projection = self.word_projection if self.local else self.text_projection
+        return replace(
+            features,
+            pooled=self.text_projection(features.pooled),
+            words=projection(features.words),
+            sentences=projection(features.sentences),
+        )
+
+    def normalise_text(self, features: TextFeatures) -> TextFeatures:
+        """Return projected features of a whole batch under the norm of the batch."""
+        pooled = self.text_norm(features.pooled)
         if self.local:
-            words, sentences = self.word_projection(features.words), self.word_projection(features.sentences)
-        else:
-            words = _as_pooled(self.text_norm, self.text_projection(features.words))
-            sentences = _as_pooled(self.text_norm, self.text_projection(features.sentences))
-        return replace(features, pooled=pooled, words=words, sentences=sentences)
+            return replace(features, pooled=pooled)
+        words = _as_pooled(self.text_norm, features.words)
+        return replace(
+            features, pooled=pooled, words=words, sentences=_as_pooled(self.text_norm, features.sentences)
+        )
+
+    def embed_names(
+        self, tokens: Int[Tensor, "names tokens"], token_mask: Int[Tensor, "names tokens"]
+    ) -> Float[Tensor, "names dim"]:
+        """Return vectors of a few texts that are no batch of reports: their statistics move no norm."""
+        pooled = self.text_projection(self.text_encoder(tokens, token_mask).pooled)
+        return _as_pooled(self.text_norm, pooled)
 
     def embed_text(
         self, tokens: Int[Tensor, "batch tokens"], token_mask: Int[Tensor, "batch tokens"]
@@ -239,6 +312,7 @@ def build_model(
     tokeniser: ReportTokeniser,
     projection: ProjectionConfig | None = None,
     local: bool = True,
+    weights: Mapping[str, Mapping[str, Tensor]] | None = None,
 ) -> AlignmentModel:
     """Build a model for training, with pretrained weights where the encoders have them.
 
@@ -248,9 +322,11 @@ def build_model(
         tokeniser: from :func:`medvl.encoders.text.text_tokeniser` for the same text tower.
         projection: of all features.
         local: whether the objective trains regions and sentences (its ``needs_local``).
+        weights: tensors that the tower ``image`` or ``text`` starts from; see
+            :func:`medvl.training.start.start_of`.
 
     Raises:
-        ConfigError: an unknown name, option or policy.
+        ConfigError: an unknown name, option or policy, or weights that do not fit.
 
     Examples:
         >>> from medvl.tokens import train_tokeniser
@@ -264,10 +340,16 @@ def build_model(
     """
     image_encoder = build_image_encoder(image.name, image.options)
     text_encoder = build_text_encoder(text.name, text.options, tokeniser)
-    for encoder, tower in ((image_encoder, image), (text_encoder, text)):
+    for side, encoder, tower in (("image", image_encoder, image), ("text", text_encoder, text)):
+        if weights and side in weights:
+            encoder.load_weights(weights[side])
         if tower.lora is not None:
             add_lora(encoder, tower.lora)
         encoder.set_policy(tower.train)
+        if tower.freeze_layers:
+            encoder.freeze_layers(tower.freeze_layers)
+        if tower.activation_checkpointing:
+            encoder.checkpoint_activations()
     return AlignmentModel(image_encoder, text_encoder, projection=projection, local=local)
 
 

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from typing import Any, Literal, TypeVar, cast
 
 from pydantic import ValidationError
-from torch import nn
+from torch import Tensor, nn
 
 from medvl.catalogue import Catalogue
+from medvl.encoders.blocks import block_names, checkpoint_block, module_depths, parameter_depths
 from medvl.errors import ConfigError, nearest
 
 __all__ = ["TRAIN_POLICIES", "Tower", "TrainPolicy", "build_tower"]
@@ -28,6 +29,8 @@ class Tower(nn.Module):
         policy: ``full`` trains everything; ``frozen`` trains nothing and stays in eval mode whatever
             ``model.train()`` says; ``lora`` trains adapters, and layers with running statistics
             stay in eval mode so that no frozen tensor changes.
+        frozen_layers: blocks at the input that rest whatever the policy, with all that lies before them;
+            they stay in eval mode too.
     """
 
     name: str
@@ -39,6 +42,7 @@ class Tower(nn.Module):
         self.architecture = dict(architecture)
         self.policy: TrainPolicy = "full"
         self.lora: dict[str, Any] | None = None
+        self.frozen_layers = 0
 
     def train(self, mode: bool = True) -> Tower:  # noqa: FBT001, FBT002 - nn.Module's signature
         """Switch between training and evaluation as far as the policy allows."""
@@ -47,6 +51,10 @@ class Tower(nn.Module):
             for module in self.modules():
                 if isinstance(module, nn.modules.batchnorm._BatchNorm):
                     module.eval()
+        if mode and self.frozen_layers:
+            for name, depth in module_depths(self).items():
+                if depth <= self.frozen_layers:
+                    self.get_submodule(name).training = False
         return self
 
     def set_policy(self, policy: str) -> Tower:
@@ -63,9 +71,64 @@ class Tower(nn.Module):
                 hint="Give its 'lora' options: rank, alpha, dropout, targets.",
             )
         self.policy = cast(TrainPolicy, policy)
+        depths = self.depths if self.frozen_layers else {}
         for name, parameter in self.named_parameters():
-            parameter.requires_grad_(policy == "full" or (policy == "lora" and ".lora_" in name))
+            trains = policy == "full" or (policy == "lora" and ".lora_" in name)
+            rests = bool(depths) and depths[name] <= self.frozen_layers
+            parameter.requires_grad_(trains and not rests)
         return self.train(self.training)
+
+    def freeze_layers(self, count: int) -> Tower:
+        """Let the first blocks rest whatever the policy, with the embeddings before them; 0 for none.
+
+        ConVIRT (arXiv 2010.00747) freezes six layers of BERT so.
+
+        Raises:
+            ConfigError: more blocks than there are.
+        """
+        blocks = len(block_names(self))
+        if count > blocks:
+            raise ConfigError(
+                f"freeze_layers is {count}, but encoder '{self.name}' has {blocks} blocks.",
+                hint=f"Allowed: 0 to {blocks}; train: frozen freezes all of it.",
+            )
+        self.frozen_layers = count
+        return self.set_policy(self.policy)
+
+    @property
+    def depths(self) -> dict[str, int]:
+        """Depth of each parameter: 0 before the first block, n + 1 after the last of n."""
+        return parameter_depths(self)
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """The layers or residual blocks, from the input on."""
+        return [self.get_submodule(name) for name in block_names(self)]
+
+    def checkpoint_activations(self) -> Tower:
+        """Compute the blocks' activations again in the backward pass instead of keeping them."""
+        for block in self.blocks:
+            checkpoint_block(block)
+        return self
+
+    def load_weights(self, state: Mapping[str, Tensor]) -> Tower:
+        """Take the weights of another tower of the same architecture.
+
+        Raises:
+            ConfigError: a tensor is missing, unexpected or of another shape.
+        """
+        own = self.state_dict()
+        for name in sorted(own.keys() | state.keys()):
+            here, there = own.get(name), state.get(name)
+            if here is None or there is None or here.shape != there.shape:
+                shapes = ["missing" if value is None else str(tuple(value.shape)) for value in (there, here)]
+                raise ConfigError(
+                    f"the weights do not fit encoder '{self.name}': tensor {name} is {shapes[0]} there and "
+                    f"{shapes[1]} here.",
+                    hint="Give the encoder the options that the weights were trained with.",
+                )
+        self.load_state_dict(dict(state))
+        return self
 
 
 def build_tower(catalogue: Catalogue[T], name: str, options: Mapping[str, Any], *subject: Any) -> T:

@@ -6,20 +6,23 @@ ask of a rank's rows, which is W times the exact gradient; DDP's average over W 
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import fields, replace
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from jaxtyping import Shaped
-from torch import Tensor
+from torch import Tensor, nn
 
 from medvl.features import ImageFeatures, TextFeatures
 
-__all__ = ["gather", "gather_features"]
+__all__ = ["average_gradients", "gather", "gather_features", "lengthen"]
 
 SHARED = ("attributes",)
 """Features that do not belong to rows and are the same on every rank."""
+BUCKET = 1 << 22
+"""Gradients of one message."""
 Features = TypeVar("Features", ImageFeatures, TextFeatures)
 
 
@@ -55,7 +58,7 @@ def gather(tensor: Shaped[Tensor, "rows ..."]) -> Shaped[Tensor, "all_rows ..."]
     if tensor.ndim > 1:
         longest = torch.tensor(tensor.shape[1], device=tensor.device)
         dist.all_reduce(longest, op=dist.ReduceOp.MAX)
-        tensor = _lengthen(tensor, int(longest))
+        tensor = lengthen(tensor, int(longest))
     if tensor.dtype == torch.bool:
         return gather(tensor.to(torch.uint8)).bool()
     return _Gather.apply(tensor)
@@ -71,11 +74,50 @@ def gather_features(features: Features) -> Features:
     return replace(features, **tensors)
 
 
-def _lengthen(
-    tensor: Shaped[Tensor, "rows length *rest"], length: int
-) -> Shaped[Tensor, "rows longer *rest"]:
-    missing = length - tensor.shape[1]
-    if not missing:
+def lengthen(tensor: Shaped[Tensor, " rows *rest"], length: int) -> Shaped[Tensor, " rows *longer"]:
+    """Return ``tensor`` with zeros behind its second axis up to ``length``; one axis stays as it is."""
+    if tensor.ndim == 1 or tensor.shape[1] == length:
         return tensor
-    padding = tensor.new_zeros(tensor.shape[0], missing, *tensor.shape[2:])
+    padding = tensor.new_zeros(tensor.shape[0], length - tensor.shape[1], *tensor.shape[2:])
     return torch.cat([tensor, padding], 1)
+
+
+def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Replace each gradient by its mean over all ranks, as DDP does; a missing one counts as zero.
+
+    For steps whose backward pass DDP cannot follow, since it runs through each encoder several times. A
+    gradient that is missing on every rank stays missing.
+    """
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    if not trained or not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return
+    used = torch.tensor([float(p.grad is not None) for p in trained], device=trained[0].device)
+    dist.all_reduce(used, op=dist.ReduceOp.MAX)
+    kinds: dict[torch.dtype, list[nn.Parameter]] = {}
+    for parameter, anywhere in zip(trained, used.tolist(), strict=True):
+        if anywhere:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            kinds.setdefault(parameter.dtype, []).append(parameter)
+    for alike in kinds.values():
+        for bucket in _buckets(alike):
+            gradients = [p.grad for p in bucket if p.grad is not None]
+            flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
+            dist.all_reduce(flat)
+            flat /= dist.get_world_size()
+            for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+                gradient.copy_(mean.view_as(gradient))
+
+
+def _buckets(parameters: list[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
+    """Yield parameters in groups of some megabytes: few messages, little memory."""
+    bucket: list[nn.Parameter] = []
+    size = 0
+    for parameter in parameters:
+        bucket.append(parameter)
+        size += parameter.numel()
+        if size >= BUCKET:
+            yield bucket
+            bucket, size = [], 0
+    if bucket:
+        yield bucket

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-__all__ = ["parameter_groups", "warmup_cosine"]
+__all__ = ["by_depth", "parameter_groups", "warmup_cosine"]
 
 
 def parameter_groups(
@@ -36,6 +36,35 @@ def parameter_groups(
                 decay = weight_decay if decays else 0.0
                 groups.append({"name": name, "params": chosen, "lr": rate, "weight_decay": decay})
     return groups
+
+
+def by_depth(
+    part: str,
+    parameters: Iterable[tuple[str, nn.Parameter]],
+    *,
+    depths: Mapping[str, int],
+    factor: float,
+    decay: float,
+) -> tuple[dict[str, list[tuple[str, nn.Parameter]]], dict[str, float]]:
+    """Split the parameters of an encoder by depth; return the groups and the factor of each.
+
+    A parameter at depth l of n + 1 learns with ``factor · decay^(n + 1 − l)``: embeddings slowest.
+
+    Args:
+        part: name of the encoder's group.
+        parameters: named as in ``depths``.
+        depths: see :attr:`medvl.encoders.tower.Tower.depths`.
+        factor: of what lies after the last block.
+        decay: from one block to the one before it.
+
+    Source: Howard & Ruder 2018, arXiv 1801.06146; by layer as in BEiT, arXiv 2106.08254.
+    """
+    last = max(depths.values(), default=0)
+    groups: dict[str, list[tuple[str, nn.Parameter]]] = {}
+    for name, parameter in parameters:
+        groups.setdefault(f"{part}.{depths[name]:03d}", []).append((name, parameter))
+    factors = {group: factor * decay ** (last - int(group.rpartition(".")[2])) for group in groups}
+    return groups, factors
 
 
 def warmup_cosine(step: int, *, total: int, warmup: int, floor: float) -> float:

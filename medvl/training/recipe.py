@@ -25,6 +25,9 @@ from medvl.specs import InputSpec
 
 __all__ = ["Recipe", "load_recipe", "merge"]
 
+_OF_NAME = ("options", "lora", "train", "freeze_layers", "weights")
+"""What a recipe says of one encoder or objective and would not mean of another."""
+
 
 class Section(BaseModel):
     """A frozen group of values; an unknown key is an error."""
@@ -37,6 +40,8 @@ class Data(Section):
 
     batch: int = Field(default=96, ge=2)
     """Pairs of a step over all devices; the loss compares each with all others."""
+    chunk: int | None = Field(default=None, ge=1)
+    """Rows that a device encodes at once, with the exact gradients of the whole batch; null for all."""
     view: Literal["retrieval", "generation", "rewritten"] = "retrieval"
     """Which sentences of a report; rewritten ones are made by ``medvl data rewrite``."""
     order: Literal["report", "shuffled"] = "shuffled"
@@ -79,7 +84,14 @@ class Aim(Section):
     options: dict[str, Any] = Field(default_factory=dict)
     positives: PositivesMode = "similar"
     similar_weight: float = Field(default=0.5, gt=0, lt=1)
-    """Value of a text with the very same findings in other words; see :func:`medvl.data.positives`."""
+    """Value of a text with the very same findings or meaning in other words; see
+    :func:`medvl.data.positives`."""
+    bank: str = "minilm"
+    """The frozen text encoder whose vectors say which reports mean the same, for positives of the bank."""
+    neighbours: int = Field(default=8, ge=1)
+    """Nearest reports of each that count as positives of the bank."""
+    least: float = 0.8
+    """The least similarity of a positive of the bank."""
 
 
 class Optimiser(Section):
@@ -90,6 +102,8 @@ class Optimiser(Section):
     """Factor of the learning rate of the image encoder."""
     text: float = Field(default=1.0, ge=0)
     """Factor of the learning rate of the text encoder."""
+    layer_decay: float = Field(default=1.0, gt=0, le=1)
+    """Factor of the learning rate from one block of an encoder to the one before it; 1 for none."""
     weight_decay: float = Field(default=0.05, ge=0)
     """Of matrices only: biases, norms and scales do not decay."""
     betas: tuple[float, float] = (0.9, 0.98)
@@ -114,6 +128,8 @@ class Loop(Section):
 
     seed: int = Field(default=0, ge=0)
     precision: Literal["32", "bf16-mixed"] = "32"
+    ema: float = Field(default=0.0, ge=0, lt=1)
+    """Decay of the average of the weights that is validated and kept as the model; 0 for the last weights."""
     every_steps: int = Field(default=100, ge=1)
     """Steps between validations, each of which ends with a checkpoint."""
     log_every: int = Field(default=10, ge=1)
@@ -130,6 +146,8 @@ class Machine(Section):
 
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     devices: int = Field(default=1, ge=1)
+    strategy: Literal["auto", "ddp", "fsdp"] = "auto"
+    """How devices share the work: each holds the model (ddp, also auto), or each a share of the towers."""
     workers: int = Field(default=0, ge=0)
     """Processes that read pictures; of no use while all of them fit into ``cache_mb``."""
     cache_mb: int = Field(default=2048, ge=0)
@@ -238,7 +256,7 @@ def merge(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, An
     """
     merged = copy.deepcopy(dict(values))
     if "name" in changes and merged.get("name") != changes["name"]:
-        merged = {key: value for key, value in merged.items() if key not in ("options", "lora", "train")}
+        merged = {key: value for key, value in merged.items() if key not in _OF_NAME}
     for key, value in changes.items():
         if isinstance(value, Mapping) and isinstance(merged.get(key), Mapping):
             merged[key] = merge(merged[key], value)

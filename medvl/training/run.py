@@ -8,31 +8,34 @@ import hashlib
 import importlib.metadata
 import json
 import logging
-import math
+import signal
 import time
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from medvl.alignment import AlignmentModel, build_model
 from medvl.config import parse_json
-from medvl.data import BatchOrder, BatchStream, PairDataset, in_order
-from medvl.encoders.text import text_tokeniser
+from medvl.data import BatchStream, in_order, positives
 from medvl.errors import CheckpointError, ConfigError, UsageError
 from medvl.modeldir import LoadedModel, write_model
 from medvl.notice import NOTICE
-from medvl.objectives import OBJECTIVES
 from medvl.progress import Progress
 from medvl.store import Store, write_atomic
-from medvl.tokens import ReportTokeniser
 from medvl.training import checkpoints
+from medvl.training.ranks import join, other_ranks, say_ready
 from medvl.training.recipe import Recipe, load_recipe
+from medvl.training.setup import Setup, set_up
 
-__all__ = ["RunSummary", "store_digest", "train"]
+if TYPE_CHECKING:  # Lightning takes seconds to import
+    from lightning.fabric.plugins.environments import ClusterEnvironment
+
+    from medvl.training.module import AlignmentModule
+
+__all__ = ["RunSummary", "store_digest", "take_part", "train"]
 
 log = logging.getLogger(__name__)
 
@@ -77,19 +80,6 @@ class RunSummary:
         return [*text, NOTICE]
 
 
-@dataclass(frozen=True)
-class _Setup:
-    """What a run computes with, built from recipe and store alone."""
-
-    train: PairDataset
-    validation: PairDataset | None
-    order: BatchOrder
-    steps: int
-    tokeniser: ReportTokeniser
-    model: AlignmentModel
-    objective: Any
-
-
 def train(
     data: Path | str,
     out: Path | str,
@@ -130,10 +120,14 @@ def train(
         return RunSummary(
             run, "complete", done["step"], done["steps"], done["best"], time.monotonic() - started
         )
-    setup = _set_up(store, recipe)
-    _write_provenance(run, recipe, store, setup)
-    step, status, best, signal = _fit(setup, store, run, recipe=recipe, progress=progress)
-    summary = RunSummary(run, status, step, setup.steps, best, time.monotonic() - started, signal)
+    task = {"data": str(data), "run": str(run), "recipe": recipe.model_dump(mode="json")}
+    with other_ranks(task, world=recipe.machine.devices) as (rank, others):
+        setup = set_up(store, recipe)
+        _write_provenance(run, recipe, store, setup)
+        if others is not None:
+            others.wait_until_ready()
+        step, status, best, received = _fit(setup, store, run, recipe=recipe, progress=progress, rank=rank)
+    summary = RunSummary(run, status, step, setup.steps, best, time.monotonic() - started, received)
     if status != "interrupted":
         values = {
             key: value for key, value in asdict(summary).items() if key in ("status", "step", "steps", "best")
@@ -198,7 +192,7 @@ def _summary(run: Path) -> dict[str, Any] | None:
         ) from error
 
 
-def _write_provenance(run: Path, recipe: Recipe, store: Store, setup: _Setup) -> None:
+def _write_provenance(run: Path, recipe: Recipe, store: Store, setup: Setup) -> None:
     validation = setup.validation
     values = {
         "store": store_digest(store),
@@ -217,93 +211,42 @@ def _write_provenance(run: Path, recipe: Recipe, store: Store, setup: _Setup) ->
     write_atomic(run / "provenance.json", json.dumps(values, indent=1, sort_keys=True).encode())
 
 
-def _set_up(store: Store, recipe: Recipe) -> _Setup:
-    common: dict[str, Any] = {
-        "input": recipe.input,
-        "view": recipe.data.view,
-        "split_seed": recipe.data.split_seed,
-        "cache_mb": recipe.machine.cache_mb,
-    }
-    pairs = PairDataset(
-        store,
-        "train",
-        augment=recipe.augment.build(),
-        order=recipe.data.order,
-        most=recipe.data.most_sentences,
-        seed=recipe.loop.seed,
-        **common,
-    )
-    try:
-        validation = PairDataset(store, "val", **common)
-    except UsageError as error:
-        log.warning("no validation: %s", error.message)
-        validation = None
-    order = BatchOrder(len(pairs), size=recipe.data.batch, seed=recipe.loop.seed)
-    steps = recipe.schedule.steps or max(1, math.ceil(recipe.schedule.epochs * order.steps_per_epoch))
-    tokeniser = text_tokeniser(
-        recipe.text.name,
-        recipe.text.options,
-        texts=[sentence for record in pairs.records for sentence in getattr(record, recipe.data.view)],
-        vocab_size=recipe.text.vocab_size,
-        max_tokens=recipe.text.max_tokens,
-    )
-    torch.manual_seed(recipe.loop.seed)
-    needs_local = bool(getattr(OBJECTIVES.factory(recipe.objective.name), "needs_local", True))
-    model = build_model(
-        image=_fitted(recipe),
-        text=recipe.text,
-        tokeniser=tokeniser,
-        projection=recipe.projection,
-        local=needs_local,
-    )
-    objective = OBJECTIVES.build(recipe.objective.name, recipe.objective.options, recipe.projection.dim)
-    return _Setup(pairs, validation, order, steps, tokeniser, model, objective)
+def take_part() -> None:
+    """Train as one of the other processes of a run, whose first process wrote the task to this one's input.
 
-
-def _fitted(recipe: Recipe) -> Any:
-    """Give the image encoder the channels and, where it asks, the size of the input spec."""
-    from medvl.encoders.image import IMAGE_ENCODERS
-
-    asked = IMAGE_ENCODERS.options(recipe.image.name)
-    known = {"channels": recipe.input.channels, "size_px": recipe.input.size_px}
-    options = {key: value for key, value in known.items() if key in asked} | recipe.image.options
-    return recipe.image.model_copy(update={"options": options})
+    It reads data and recipe as the first one does, computes its share of each batch, and writes nothing.
+    """
+    task, rank = join()
+    store, recipe = Store(task["data"]), Recipe.from_values(task["recipe"])
+    setup = set_up(store, recipe)
+    say_ready()
+    _fit(setup, store, Path(task["run"]), recipe=recipe, progress=None, rank=rank)
 
 
 def _fit(
-    setup: _Setup, store: Store, run: Path, *, recipe: Recipe, progress: Progress | None
+    setup: Setup,
+    store: Store,
+    run: Path,
+    *,
+    recipe: Recipe,
+    progress: Progress | None,
+    rank: ClusterEnvironment | None = None,
 ) -> tuple[int, Literal["finished", "stopped", "interrupted"], float | None, int]:
     with _quiet():
         from lightning.pytorch import Trainer
 
         from medvl.training.logs import MetricsLog
-        from medvl.training.module import AlignmentModule
         from medvl.training.steps import Between, DirectoryIO
 
+        resume = checkpoints.latest(run)
+        start = int(resume.name.removeprefix("step-")) if resume else 0
+        module = _module(setup, recipe)
         loaded = LoadedModel(
-            model=setup.model,
+            model=module.judged,
             pixels=store.pixel_spec,
             input=recipe.input,
             report=store.report_spec,
             tokeniser=setup.tokeniser,
-        )
-        resume = checkpoints.latest(run)
-        start = int(resume.name.removeprefix("step-")) if resume else 0
-        module = AlignmentModule(
-            setup.model,
-            setup.objective,
-            positives_mode=recipe.objective.positives,
-            similar_weight=recipe.objective.similar_weight,
-            steps=setup.steps,
-            steps_per_epoch=setup.order.steps_per_epoch,
-            lr=recipe.optimiser.lr,
-            image_factor=recipe.optimiser.image,
-            text_factor=recipe.optimiser.text,
-            weight_decay=recipe.optimiser.weight_decay,
-            betas=recipe.optimiser.betas,
-            warmup=round(recipe.schedule.warmup * setup.steps),
-            floor=recipe.schedule.floor,
-            seed=recipe.loop.seed,
         )
         loop = recipe.loop
         between = Between(
@@ -317,18 +260,19 @@ def _fit(
             keep=loop.keep,
             progress=progress,
         )
-        devices = recipe.machine.devices
+        files = DirectoryIO(
+            write_model=functools.partial(write_model, loaded=loaded), averaged=module.average is not None
+        )
         trainer = Trainer(
             accelerator=recipe.machine.accelerator,
-            devices=devices,
-            strategy="ddp_find_unused_parameters_true" if devices > 1 else "auto",
-            sync_batchnorm=devices > 1 and torch.cuda.is_available(),
+            devices=recipe.machine.devices,
+            strategy=_strategy(recipe),
             precision="32-true" if loop.precision == "32" else loop.precision,
             max_steps=setup.steps,
             max_epochs=-1,
             gradient_clip_val=recipe.optimiser.clip or None,
             callbacks=[between],
-            plugins=[DirectoryIO(write_model=functools.partial(write_model, loaded=loaded))],
+            plugins=[files] if rank is None else [files, rank],
             default_root_dir=run,
             logger=False,
             enable_checkpointing=False,
@@ -355,13 +299,61 @@ def _fit(
         finally:
             if between.table is not None:
                 between.table.close()
-    received = between.stop.received
-    if received is not None and trainer.global_step < setup.steps:
-        return trainer.global_step, "interrupted", between.best, received
+    if between.interrupted and trainer.global_step < setup.steps:
+        return trainer.global_step, "interrupted", between.best, between.stop.received or signal.SIGTERM
     return trainer.global_step, "stopped" if between.stopped_early else "finished", between.best, 0
 
 
-def _batches(setup: _Setup, *, size: int) -> Callable[[], Iterator[Any]] | None:
+def _module(setup: Setup, recipe: Recipe) -> AlignmentModule:
+    from medvl.training.module import AlignmentModule, Learning
+
+    aim, optimiser, schedule = recipe.objective, recipe.optimiser, recipe.schedule
+    devices, sharded = recipe.machine.devices, recipe.machine.strategy == "fsdp"
+    if devices > 1 and torch.cuda.is_available():
+        torch.nn.SyncBatchNorm.convert_sync_batchnorm(setup.model.image_encoder)
+    names = None
+    if setup.names:
+        tokens, mask = setup.tokeniser.encode([[name] for name in setup.names])
+        names = torch.from_numpy(tokens), torch.from_numpy(mask)
+    given: dict[str, Any] = {"mode": aim.positives, "weight": aim.similar_weight}
+    if aim.positives == "bank":
+        given |= {"neighbours": aim.neighbours, "least": aim.least}
+    return AlignmentModule(
+        setup.model,
+        setup.objective,
+        positives=functools.partial(positives, **given),
+        learning=Learning(
+            lr=optimiser.lr,
+            image=optimiser.image,
+            text=optimiser.text,
+            weight_decay=optimiser.weight_decay,
+            betas=optimiser.betas,
+            layer_decay=optimiser.layer_decay,
+            warmup=round(schedule.warmup * setup.steps),
+            floor=schedule.floor,
+            ema=recipe.loop.ema,
+        ),
+        steps=setup.steps,
+        steps_per_epoch=setup.order.steps_per_epoch,
+        seed=recipe.loop.seed,
+        chunk=recipe.data.chunk,
+        names=names,
+        sharded=sharded and devices > 1,
+    )
+
+
+def _strategy(recipe: Recipe) -> Any:
+    if recipe.machine.devices == 1:
+        return "auto"
+    if recipe.machine.strategy == "fsdp":
+        from medvl.training.sharding import ShardedStrategy
+
+        return ShardedStrategy()
+    # After chunks the module averages its gradients itself, see AlignmentModule.on_train_start.
+    return "ddp" if recipe.data.chunk is not None else "ddp_find_unused_parameters_true"
+
+
+def _batches(setup: Setup, *, size: int) -> Callable[[], Iterator[Any]] | None:
     if setup.validation is None:
         return None
     return functools.partial(in_order, setup.validation, encode=setup.tokeniser.encode, size=size)

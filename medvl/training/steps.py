@@ -28,24 +28,33 @@ from medvl.training.validation import validate
 __all__ = ["Between", "DirectoryIO", "StopSignal"]
 
 MODEL = "model."
+AVERAGE = "average."
 
 
 class DirectoryIO(CheckpointIO):
     """Lightning's checkpoints as directories: the model as a model directory, the rest as plain values.
 
     Args:
-        write_model: fills a model directory, whose weights are the tensors named ``model.…`` here.
+        write_model: fills a model directory, whose weights are the tensors named ``model.…`` here, or
+            ``average.…`` where a run averages its weights.
+        averaged: whether it does. The last weights then lie in the state beside, but for shared ones.
     """
 
-    def __init__(self, write_model: Callable[[Path], None]) -> None:
-        self._write_model = write_model
+    def __init__(self, write_model: Callable[[Path], None], *, averaged: bool = False) -> None:
+        self._write_model, self._kept = write_model, AVERAGE if averaged else MODEL
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
     ) -> None:
         """Write a checkpoint directory, whole or not at all."""
         tensors = checkpoint["state_dict"]
-        rest = {name: tensor for name, tensor in tensors.items() if not name.startswith(MODEL)}
+        kept = {name: tensor for name, tensor in tensors.items() if name.startswith(self._kept)}
+        places = {(tensor.data_ptr(), tensor.shape) for tensor in kept.values() if tensor.numel()}
+        rest = {
+            name: tensor
+            for name, tensor in tensors.items()
+            if name not in kept and (tensor.data_ptr(), tensor.shape) not in places
+        }
 
         def write(folder: Path) -> None:
             self._write_model(folder)
@@ -68,8 +77,9 @@ class DirectoryIO(CheckpointIO):
         folder = Path(path)
         verify(folder)
         checkpoint: dict[str, Any] = read_state(folder / "training")
-        model = {MODEL + name: tensor for name, tensor in _weights(folder).items()}
-        checkpoint["state_dict"] = {**model, **checkpoint["state_dict"]}
+        weights = _weights(folder)
+        kept = {prefix + name: tensor for prefix in {MODEL, self._kept} for name, tensor in weights.items()}
+        checkpoint["state_dict"] = {**kept, **checkpoint["state_dict"]}
         return checkpoint
 
     def remove_checkpoint(self, path: str | Path) -> None:
@@ -148,7 +158,7 @@ class Between(Callback):
         self.stop = StopSignal()
         self.best: float | None = None
         self.stale = 0
-        self.stopped_early = False
+        self.stopped_early = self.interrupted = False
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run must know."""
@@ -184,11 +194,11 @@ class Between(Callback):
             improved = self._judge(row[self.monitor])
         if row and self.table is not None:
             self.table.write(step, (step - 1) // pl_module.steps_per_epoch, row)
-        interrupted = self._interrupted(trainer)
-        if due or interrupted:
+        self.interrupted = self._interrupted(trainer)
+        if due or self.interrupted:
             self._save(trainer, improved=improved)
         self.stopped_early = bool(self.patience) and self.stale >= self.patience and not last
-        if interrupted or self.stopped_early:
+        if self.interrupted or self.stopped_early:
             trainer.should_stop = True
 
     def _train_row(self, trainer: Trainer, module: AlignmentModule) -> dict[str, float]:

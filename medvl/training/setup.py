@@ -1,0 +1,147 @@
+"""What a run computes with, built from recipe and store alone."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from medvl.alignment import AlignmentModel, TowerRecipe, build_model
+from medvl.data import BatchOrder, PairDataset
+from medvl.encoders.image import IMAGE_ENCODERS
+from medvl.encoders.text import text_tokeniser
+from medvl.errors import UsageError
+from medvl.objectives import OBJECTIVES
+from medvl.store import Store
+from medvl.tokens import ReportTokeniser
+from medvl.training.recipe import Recipe
+from medvl.training.start import Start, start_of
+
+__all__ = ["Setup", "set_up"]
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a run computes with.
+
+    Attributes:
+        train, validation: the splits; None without a validation split.
+        order: which items make up each batch.
+        steps: of the whole run.
+        tokeniser: of the text encoder.
+        model, objective: with the weights that training starts from.
+        names: of the findings, in words; for an objective that reads their vectors, else empty.
+    """
+
+    train: PairDataset
+    validation: PairDataset | None
+    order: BatchOrder
+    steps: int
+    tokeniser: ReportTokeniser
+    model: AlignmentModel
+    objective: Any
+    names: tuple[str, ...] = ()
+
+
+def set_up(store: Store, recipe: Recipe) -> Setup:
+    """Read the splits and build model and objective.
+
+    Raises:
+        ConfigError: a value of the recipe does not fit the encoders, the objective or the weights.
+        UsageError: there is nothing to train on.
+    """
+    aim = OBJECTIVES.factory(recipe.objective.name)
+    common: dict[str, Any] = {
+        "input": recipe.input,
+        "view": recipe.data.view,
+        "split_seed": recipe.data.split_seed,
+        "cache_mb": recipe.machine.cache_mb,
+        "views": getattr(aim, "views", 1),
+        **_extras(aim, recipe),
+    }
+    pairs = PairDataset(
+        store,
+        "train",
+        augment=recipe.augment.build(),
+        order=recipe.data.order,
+        most=recipe.data.most_sentences,
+        seed=recipe.loop.seed,
+        **common,
+    )
+    try:
+        validation = PairDataset(store, "val", **common)
+    except UsageError as error:
+        log.warning("no validation: %s", error.message)
+        validation = None
+    order = BatchOrder(len(pairs), size=recipe.data.batch, seed=recipe.loop.seed)
+    steps = recipe.schedule.steps or max(1, math.ceil(recipe.schedule.epochs * order.steps_per_epoch))
+    starts = _starts(recipe)
+    tokeniser = _tokeniser(recipe, pairs, starts)
+    torch.manual_seed(recipe.loop.seed)
+    model = build_model(
+        image=_fitted(recipe),
+        text=recipe.text,
+        tokeniser=tokeniser,
+        projection=recipe.projection,
+        local=bool(getattr(aim, "needs_local", True)),
+        weights={side: start.tensors for side, start in starts.items()},
+    )
+    options = dict(recipe.objective.options)
+    if "findings" in OBJECTIVES.options(recipe.objective.name):
+        options.setdefault("findings", pairs.label_names)
+    objective = OBJECTIVES.build(recipe.objective.name, options, recipe.projection.dim)
+    names = tuple(name.replace("_", " ") for name in pairs.label_names)
+    if not getattr(objective, "needs_attributes", False):
+        names = ()
+    return Setup(pairs, validation, order, steps, tokeniser, model, objective, names)
+
+
+def _extras(aim: Any, recipe: Recipe) -> dict[str, Any]:
+    """Return what this objective and these positives read besides pictures, words and labels."""
+    extras: dict[str, Any] = {}
+    if getattr(aim, "needs_parts", False):
+        from medvl.data.anatomy import sentence_parts
+
+        extras["parts"] = functools.partial(sentence_parts, modality=recipe.modality)
+    if recipe.objective.positives == "bank":
+        from medvl.training.bank import bank_vectors
+
+        extras["bank"] = functools.partial(bank_vectors, encoder=recipe.objective.bank)
+    return extras
+
+
+def _starts(recipe: Recipe) -> dict[str, Start]:
+    towers: dict[Literal["image", "text"], TowerRecipe] = {"image": recipe.image, "text": recipe.text}
+    return {
+        side: start_of(Path(tower.weights), side=side, name=tower.name)
+        for side, tower in towers.items()
+        if tower.weights is not None
+    }
+
+
+def _tokeniser(recipe: Recipe, pairs: PairDataset, starts: dict[str, Start]) -> ReportTokeniser:
+    """Return the tokeniser of the weights that the text tower starts from, or that of its encoder."""
+    if "text" in starts and starts["text"].tokeniser is not None:
+        return starts["text"].tokeniser
+    return text_tokeniser(
+        recipe.text.name,
+        recipe.text.options,
+        texts=[sentence for record in pairs.records for sentence in getattr(record, recipe.data.view)],
+        vocab_size=recipe.text.vocab_size,
+        max_tokens=recipe.text.max_tokens,
+    )
+
+
+def _fitted(recipe: Recipe) -> TowerRecipe:
+    """Give the image encoder the channels and, where it asks, the size of the input spec."""
+    asked = IMAGE_ENCODERS.options(recipe.image.name)
+    known = {"channels": recipe.input.channels, "size_px": recipe.input.size_px}
+    options = {key: value for key, value in known.items() if key in asked} | recipe.image.options
+    return recipe.image.model_copy(update={"options": options})
