@@ -140,7 +140,7 @@ def test_t5_gradcheck(name):
     # test_objectives_prototypes checks that term.
     if "prototype" in getattr(objective, "weights", {}):
         objective.weights["prototype"] = 0.0
-    image, text = features(n := even(name, 3), words=3, sentences=2, regions=4)
+    image, text = features(n := {1: 3, 2: 4}[objective.views], words=3, sentences=2, regions=4)
 
     def loss(pooled, regions, text_pooled, words, sentences, attributes):
         return objective(
@@ -291,6 +291,8 @@ def test_unknown_patch_context():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_free_embeddings_find_each_other(name):
+    if "pairs" in EXEMPT.get(name, {}):
+        return
     # Twelve pairs without an encoder: the loss alone must bring partners together.
     generator = torch.Generator().manual_seed(0)
     parts = change(
@@ -312,5 +314,6 @@ def test_free_embeddings_find_each_other(name):
         torch.nn.functional.normalize(image.pooled, dim=1)
         @ torch.nn.functional.normalize(text.pooled, dim=1).T
     )
-    assert (similarity.argmax(dim=1) == torch.arange(12)).all()
-    assert (similarity.argmax(dim=0) == torch.arange(12)).all()
+    study = torch.arange(12) // objective.views
+    assert torch.equal(study[similarity.argmax(dim=1)], study)
+    assert torch.equal(study[similarity.argmax(dim=0)], study)

@@ -14,6 +14,7 @@ from medvl.objectives.contrast import clip_loss
 from medvl.objectives.symile import random_orders, symile_loss
 
 BOTH = ("n", "n_squared")
+XOR_STEPS = 200
 
 
 def vectors(modalities=3, batch=5, seed=0):
@@ -268,24 +269,25 @@ def test_the_objective_reads_two_images_and_the_mean_text(negatives):
     assert objective(image, text, torch.eye(10)).total.item() == pytest.approx(expected.item(), abs=1e-12)
 
 
-def test_a_repeated_second_image_is_a_missing_one():
+@pytest.mark.parametrize("negatives", BOTH)
+def test_a_repeated_second_image_is_a_missing_one(negatives):
     # Without any second image: CLIP of the first image and the text.
     present = torch.tensor([True, False] * 5)
     image, text = parts(present)
-    objective = build("symile")
+    objective = build("symile", negatives=negatives)
     unit = torch.nn.functional.normalize(text.pooled, dim=1)
     pair = clip_loss(image.pooled[0::2], unit[0::2] + unit[1::2], torch.eye(5), scale=objective.scale())
     assert objective(image, text, torch.eye(10)).total.item() == pytest.approx(pair.item(), abs=1e-12)
 
 
 def test_negatives_change_with_the_step_and_come_back_with_the_state():
-    objective, (image, text) = build("symile"), parts()
+    objective, (image, text) = build("symile", negatives="n"), parts()
     first = objective(image, text, torch.eye(10)).total.item()
     assert objective(image, text, torch.eye(10)).total.item() == first  # a step may look twice
     objective.clamp_()
     second = objective(image, text, torch.eye(10)).total.item()
     assert second != first
-    resumed = build("symile")
+    resumed = build("symile", negatives="n")
     resumed.load_state_dict(objective.state_dict())
     assert resumed(image, text, torch.eye(10)).total.item() == second
 
@@ -294,3 +296,65 @@ def test_an_odd_row_is_refused():
     image, text = features(5)
     with pytest.raises(ConfigError, match="5 rows cannot be two views of each study"):
         build("symile")(image, text, torch.eye(5))
+
+
+@pytest.mark.parametrize("negatives", BOTH)
+def test_free_vectors_of_a_tuple_find_each_other(negatives):
+    # Twelve tuples without an encoder: given two of its vectors, the third must be found by the product.
+    x = [part.float().requires_grad_() for part in vectors(batch=12)]
+    optimiser, generator = torch.optim.Adam(x, lr=0.1), random()
+    for _ in range(60):
+        optimiser.zero_grad()
+        symile_loss(x, scale=20.0, negatives=negatives, generator=generator).backward()
+        optimiser.step()
+    unit = [torch.nn.functional.normalize(part.detach(), dim=1) for part in x]
+    for third in range(3):
+        first, second = (unit[m] for m in range(3) if m != third)
+        assert torch.equal(((first * second) @ unit[third].T).argmax(dim=1), torch.arange(12))
+
+
+def xor_accuracy(loss_of, *, seed, steps):
+    """Train three small encoders on a, b and a XOR b (5 bits each); find the third from the other two."""
+    torch.manual_seed(seed)
+    bits = torch.cartesian_prod(*[torch.tensor([0, 1])] * 5)
+    encoders = torch.nn.ModuleList(
+        torch.nn.Sequential(torch.nn.Linear(5, 64), torch.nn.ReLU(), torch.nn.Linear(64, 32))
+        for _ in range(3)
+    )
+    parameters = [*encoders.parameters(), log_scale := torch.nn.Parameter(torch.tensor(2.0))]
+    optimiser = torch.optim.Adam(parameters, lr=1e-2)
+    signs = 2.0 * bits - 1
+    for step in range(steps):
+        a, b = torch.randint(32, (2, 96))
+        c = (bits[a] ^ bits[b]) @ (1 << torch.arange(4, -1, -1))
+        vectors = [encoder(signs[index]) for encoder, index in zip(encoders, (a, b, c), strict=True)]
+        same = ((a[:, None] == a) & (b[:, None] == b)).float()
+        optimiser.zero_grad()
+        loss_of(vectors, log_scale.exp().clamp(max=100), same, step).backward()
+        optimiser.step()
+    a, b = torch.cartesian_prod(torch.arange(32), torch.arange(32)).T
+    c = (bits[a] ^ bits[b]) @ (1 << torch.arange(4, -1, -1))
+    x, y, z = (torch.nn.functional.normalize(encoder(signs), dim=1).detach() for encoder in encoders)
+    by_tuple = (x[a] * y[b]) @ z.T
+    by_pairs = x[a] @ z.T + y[b] @ z.T
+    return ((by_tuple.argmax(1) == c).float().mean().item(), (by_pairs.argmax(1) == c).float().mean().item())
+
+
+def test_xor_is_found_by_tuples_and_not_by_pairs():
+    # Any two of a, b and a XOR b are independent, so pairs say nothing: chance is 1 / 32 = 0.031.
+    def tuples(vectors, scale, same, step):
+        return symile_loss(
+            vectors, scale=scale, positives=same, false_negatives="mask", generator=random(step)
+        )
+
+    def pairs(vectors, scale, same, step):
+        x, y, z = vectors
+        return sum(
+            clip_loss(one, other, same, scale=scale, false_negatives="mask")
+            for one, other in ((x, y), (x, z), (y, z))
+        )
+
+    by_tuple, _ = xor_accuracy(tuples, seed=0, steps=XOR_STEPS)
+    _, by_pairs = xor_accuracy(pairs, seed=0, steps=XOR_STEPS)
+    assert by_tuple == 1.0
+    assert by_pairs < 0.1
