@@ -142,7 +142,7 @@ def contradicts(whole: Facts, part: Facts) -> str:
 
     Examples:
         >>> contradicts(facts_of(["Left effusion."]), facts_of(["No effusion."]))
-        'cxr.pleural_effusion'
+        'ct.pleural_effusion'
     """
     return next(
         (

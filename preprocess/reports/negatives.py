@@ -176,7 +176,7 @@ def _swap(kind: str, *, both_ways: bool) -> Callable[[str, random.Random], Itera
         exception = _table().get(f"{kind}_except")
         if exception and re.search(exception, body, re.IGNORECASE):
             return
-        opposite, finder = _opposites(kind, both_ways)
+        opposite, finder = _opposites(kind, both_ways=both_ways)
         found = list(finder.finditer(body))
         if not found:
             return
@@ -194,7 +194,7 @@ def _swap(kind: str, *, both_ways: bool) -> Callable[[str, random.Random], Itera
 
 
 @functools.cache
-def _opposites(kind: str, both_ways: bool) -> tuple[dict[str, str], re.Pattern[str]]:
+def _opposites(kind: str, *, both_ways: bool) -> tuple[dict[str, str], re.Pattern[str]]:
     opposite: dict[str, str] = {}
     for one, other in _table()[kind]:
         opposite.setdefault(one, other)
@@ -222,12 +222,13 @@ def _measurement(body: str, draw: random.Random) -> Iterator[str]:
     found = list(_SIZE.finditer(body))
     for match in draw.sample(found, len(found)):
         factor = draw.choice(_FACTORS)
-        values = _NUMBER.sub(lambda number: _scaled(number[0], factor), match["values"])
+        values = _NUMBER.sub(functools.partial(_scaled, factor=factor), match["values"])
         yield body[: match.start()] + values + match["gap"] + match["unit"] + body[match.end() :]
 
 
-def _scaled(number: str, factor: float) -> str:
+def _scaled(found: re.Match[str], *, factor: float) -> str:
     """Return a number times a factor, as exact as it was written."""
+    number = found[0]
     places = len(re.split(r"[.,]", number)[1]) if re.search(r"[.,]", number) else 0
     value = float(number.replace(",", ".")) * factor
     if round(value, places) <= 0 or (places == 0 and value != int(value)):

@@ -51,9 +51,10 @@ _CLAUSE = re.compile(
     r"(?!is |are |was |were |has |have ).+ (?:is|are|has|lies|keep|was|were)\b", re.IGNORECASE
 )
 """A phrase with subject and verb, which stands for a whole sentence alone."""
-_MANY = re.compile(r"(?:multiple|several|numerous|many|few|both|two|three|four|bilateral|scattered)\b", re.I)
+_MANY = re.compile(r"(?:multiple|several|numerous|many|few|both|two|three|four|scattered)\b", re.I)
 _NO_ARTICLE = re.compile(
-    r"(?:an?|the|some|any|multiple|several|numerous|many|few|both|no|this|these|\d|two|three|four)\b", re.I
+    r"(?:an?|the|some|any|multiple|several|numerous|many|few|both|bilateral|no|this|these|\d|two|three|four)\b",
+    re.I,
 )
 
 
@@ -281,4 +282,5 @@ def telegraphic(sentence: str) -> str:
     body, end = split_end(sentence)
     for find, put in _telegraphic():
         body = find.sub((lambda m: m[0].rsplit(" ", 1)[0]) if put == "@" else put, body)
+    body = re.sub(r"^no (?=[A-Z][a-z])(.)", lambda match: f"no {match[1].lower()}", body)
     return capital(body.strip()) + end
