@@ -16,7 +16,7 @@ from medvl.errors import ConfigError
 from medvl.features import Positives
 from medvl.objectives.options import FalseNegatives, false_negatives_mode
 
-__all__ = ["blocks", "full_precision", "own_columns", "right_answers", "two_way_contrast"]
+__all__ = ["block_answers", "blocks", "full_precision", "right_answers", "two_way_contrast"]
 
 # Logits computed at once: 4 MiB in single precision stay near a processor's cache; an accelerator wants
 # fewer, larger blocks.
@@ -79,9 +79,13 @@ def right_answers(
     return None, same.to(positives.dtype) if mode == "multi" else torch.maximum(positives, exact)
 
 
-def own_columns(part: slice, size: int, device: torch.device) -> Bool[Tensor, "rows columns"]:
-    """True where column j is the partner of row ``part.start`` + i."""
-    return torch.arange(part.start, part.stop, device=device)[:, None] == torch.arange(size, device=device)
+def block_answers(
+    positives: Positives, part: slice, logits: Float[Tensor, "rows batch"], *, mode: FalseNegatives
+) -> tuple[Bool[Tensor, "rows batch"] | None, Float[Tensor, "rows batch"]]:
+    """Return :func:`right_answers` for a block of rows of a batch in which row i owns column i."""
+    columns = torch.arange(len(positives), device=logits.device)
+    block = positives.rows(part.start, part.stop).to(logits)
+    return right_answers(block, columns[part, None] == columns, mode=mode)
 
 
 def two_way_contrast(
@@ -161,7 +165,7 @@ class _TwoWayContrast(torch.autograd.Function):
             if weights is None:
                 matches[part] = logits[:, part].diagonal()
             else:
-                left_out, right = _block_answers(ctx, part, logits)
+                left_out, right = block_answers(positives, part, logits, mode=mode)
                 _add(matches, part, logits * right)
                 _add(weights, part, right)
             exponentials = _exponentials(logits, left_out, ctx.work)
@@ -208,7 +212,9 @@ def _gradients(
             slope = exponentials * (slopes[0][part] + slopes[1])
         else:
             logits = (images[part] * scale) @ texts.T
-            left_out, right = (None, None) if ctx.mode == "none" else _block_answers(ctx, part, logits)
+            left_out, right = None, None
+            if right_slopes is not None:
+                left_out, right = block_answers(ctx.positives, part, logits, mode=ctx.mode)
             slope = _exponentials(logits, left_out, ctx.work)
             slope.mul_(slopes[0][part] + slopes[1])
         if right_slopes is None:
@@ -250,13 +256,6 @@ def _shares(
     """λ over the sum of each row, 1 − λ over that of each column."""
     by_row, by_column = sums.reciprocal().to(ctx.work).unbind()
     return (by_row * ctx.image_weight)[:, None], by_column * (1 - ctx.image_weight)
-
-
-def _block_answers(
-    ctx: Any, part: slice, logits: Float[Tensor, "rows batch"]
-) -> tuple[Bool[Tensor, "rows batch"] | None, Float[Tensor, "rows batch"]]:
-    block = ctx.positives.rows(part.start, part.stop).to(logits)
-    return right_answers(block, own_columns(part, len(ctx.positives), logits.device), mode=ctx.mode)
 
 
 def _exponentials(

@@ -10,6 +10,7 @@ __all__ = [
     "FalseNegatives",
     "PatchContext",
     "SharedSentences",
+    "check_choice",
     "check_numbers",
     "false_negatives_mode",
     "patch_context_mode",
@@ -27,7 +28,7 @@ def false_negatives_mode(value: str) -> FalseNegatives:
     Raises:
         ConfigError: it is not one of ``none``, ``mask``, ``multi``, ``soft``.
     """
-    _check_choice("false_negatives", value, get_args(FalseNegatives))
+    check_choice("false_negatives", value, get_args(FalseNegatives))
     return cast(FalseNegatives, value)
 
 
@@ -37,7 +38,7 @@ def patch_context_mode(value: str) -> PatchContext:
     Raises:
         ConfigError: it is not one of ``auto``, ``raw``, ``unit``.
     """
-    _check_choice("patch_context", value, get_args(PatchContext))
+    check_choice("patch_context", value, get_args(PatchContext))
     return cast(PatchContext, value)
 
 
@@ -47,7 +48,7 @@ def shared_sentences_mode(value: str) -> SharedSentences:
     Raises:
         ConfigError: it is not one of ``ignore``, ``mask``, ``positive``.
     """
-    _check_choice("shared_sentences", value, get_args(SharedSentences))
+    check_choice("shared_sentences", value, get_args(SharedSentences))
     return cast(SharedSentences, value)
 
 
@@ -68,6 +69,16 @@ def check_numbers(least: float | int, **values: float | int) -> None:
             raise ConfigError(f"{name} is {value}.", hint=f"Allowed: {least:g} or more.")
 
 
-def _check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
+def check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    """Refuse a word that is not among those allowed.
+
+    Raises:
+        ConfigError: ``value`` is not in ``allowed``.
+
+    Examples:
+        >>> check_choice("aggregate", "men", ("mean", "sum"))
+        Traceback (most recent call last):
+        medvl.errors.ConfigError: aggregate is 'men'. Allowed: mean, sum. Did you mean 'mean'?
+    """
     if value not in allowed:
         raise ConfigError(f"{name} is '{value}'.", hint=nearest(value, allowed))
