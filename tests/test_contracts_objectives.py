@@ -215,7 +215,7 @@ def test_identity_positives_are_the_plain_formula(name):
     parts = features(6)
     parts[1].sentence_keys.copy_(torch.arange(18).view(6, 3))
     plain = build(name, false_negatives="none")(*parts, torch.zeros(6, 6)).total
-    for mode in ("mask", "multi", "soft"):
+    for mode in ("mask", "multi") if "identity" in EXEMPT.get(name, {}) else ("mask", "multi", "soft"):
         assert build(name, false_negatives=mode)(*parts, torch.eye(6)).total == plain
 
 

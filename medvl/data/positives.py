@@ -29,8 +29,7 @@ _FAINT = 1e-6
 
 @dataclass(frozen=True)
 class KeyPositives:
-    """:class:`medvl.features.Positives` from the keys, labels and bank vectors of a batch; see
-    :func:`positives`."""
+    """:class:`medvl.features.Positives` from what a batch knows of its cases; see :func:`positives`."""
 
     study: Int[Tensor, " batch"]
     report: Int[Tensor, " batch"]
@@ -132,8 +131,7 @@ def positives(
 
     Raises:
         ConfigError: an unknown mode, a weight that is not inside (0, 1), fewer than one neighbour, or the
-        mode
-            ``bank`` without a bank.
+            mode ``bank`` without a bank.
 
     Examples:
         >>> import torch

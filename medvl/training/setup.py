@@ -96,6 +96,11 @@ def set_up(store: Store, recipe: Recipe) -> Setup:
     options = dict(recipe.objective.options)
     if "findings" in OBJECTIVES.options(recipe.objective.name):
         options.setdefault("findings", pairs.label_names)
+    if "finding_parts" in OBJECTIVES.options(recipe.objective.name):
+        from medvl.data.anatomy import PARTS, finding_parts
+
+        options.setdefault("finding_parts", finding_parts(pairs.label_names, modality=recipe.modality))
+        options.setdefault("parts", len(PARTS[recipe.modality]))
     objective = OBJECTIVES.build(recipe.objective.name, options, recipe.projection.dim)
     names = tuple(name.replace("_", " ") for name in pairs.label_names)
     if not getattr(objective, "needs_attributes", False):

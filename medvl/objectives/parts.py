@@ -1,0 +1,151 @@
+"""What is compared for each part of the body: its regions, its sentences, and whether it is normal."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from medvl.errors import ConfigError
+from medvl.features import TextFeatures
+from medvl.objectives.contrast import unit
+
+__all__ = ["OrganPool", "TextParts", "normal_parts", "text_parts"]
+
+
+class OrganPool(nn.Module):
+    """One vector for each part of the body: a learned query that attends to the regions of the part.
+
+    ``a_o = softmax_r(q_o·K x_r / √d)`` in each of ``heads`` slices of width d,
+    ``u_o = W_o Σ_r a_or V x_r + b_o``
+
+    Notation: ``x`` are the regions at root-mean-square 1; ``q`` is ``query``, ``K`` ``key``, ``V`` ``value``,
+    ``W_o``, ``b_o`` ``out`` and ``bias``, all learned. The query needs no matrix of its own, and the one that
+    mixes the heads is ``W_o``.
+
+    Args:
+        parts: how many.
+        dim: width of the regions and of the result.
+        heads: slices of the attention; they divide ``dim``.
+
+    Raises:
+        ConfigError: ``heads`` does not divide ``dim``.
+
+    Examples:
+        >>> pool = OrganPool(parts=3, dim=8)
+        >>> pool(torch.randn(2, 9, 8), torch.ones(2, 9, 3) > 0).shape
+        torch.Size([2, 3, 8])
+
+    Source: Shui et al. 2025 (fVLM), arXiv 2501.14548: queries over the tokens inside the organ's mask.
+    """
+
+    def __init__(self, *, parts: int, dim: int, heads: int = 4) -> None:
+        super().__init__()
+        if dim % heads:
+            raise ConfigError(
+                f"heads is {heads}, which does not divide the width {dim} of the features.",
+                hint="Allowed: a divisor of projection.dim.",
+            )
+        self.heads = heads
+        self.query = nn.Parameter(torch.randn(parts, dim))
+        self.key = nn.Linear(dim, dim, bias=False)
+        self.value = nn.Linear(dim, dim, bias=False)
+        self.out = nn.Parameter(torch.randn(parts, dim, dim) / math.sqrt(dim))
+        self.bias = nn.Parameter(torch.zeros(parts, dim))
+
+    def forward(
+        self, regions: Float[Tensor, "batch regions dim"], mask: Bool[Tensor, "batch regions parts"]
+    ) -> Float[Tensor, "batch parts dim"]:
+        """Return a vector for each part; it means nothing where ``mask`` has no region of the part."""
+        x = unit(regions) * math.sqrt(regions.shape[-1])
+        # h: head, d: width of a head, o: part, r: region
+        query = self.query.unflatten(-1, (self.heads, -1))
+        key = self.key(x).unflatten(-1, (self.heads, -1))
+        value = self.value(x).unflatten(-1, (self.heads, -1))
+        scores = torch.einsum("ohd,brhd->bhor", query, key) / math.sqrt(query.shape[-1])
+        # A softmax over no region is NaN: a part that the image lacks looks everywhere, and is not compared.
+        empty = (~mask & mask.any(dim=1, keepdim=True)).transpose(1, 2)
+        attention = scores.masked_fill(empty[:, None], -math.inf).softmax(dim=-1)
+        seen = torch.einsum("bhor,brhd->bohd", attention, value).flatten(2)
+        return torch.einsum("boi,oij->boj", seen, self.out) + self.bias
+
+
+@dataclass(frozen=True)
+class TextParts:
+    """What each report says of each part.
+
+    Attributes:
+        vectors: the mean of the unit vectors of its sentences about the part.
+        said: True where it has such a sentence.
+        keys: equal where two reports say the same sentences of the part, in whatever order.
+    """
+
+    vectors: Float[Tensor, "batch parts dim"]
+    said: Bool[Tensor, "batch parts"]
+    keys: Int[Tensor, "batch parts"]
+
+
+def text_parts(text_features: TextFeatures, *, parts: int) -> TextParts:
+    """Gather the sentences of each report by the part that they speak of.
+
+    Args:
+        text_features: with ``sentence_parts``; a part above ``parts`` is left out.
+        parts: how many.
+
+    Raises:
+        ConfigError: the features have no ``sentence_parts``.
+    """
+    numbers, sentences = text_features.sentence_parts, text_features.sentences
+    if numbers is None:
+        raise ConfigError(
+            "the batch does not say which part of the body each sentence speaks of: sentence_parts is None.",
+            hint="Give the data set parts=medvl.data.anatomy.sentence_parts.",
+        )
+    numbers = numbers.masked_fill(~text_features.sentence_mask, 0)
+    member = numbers[..., None] == torch.arange(1, parts + 1, device=numbers.device)
+    vectors = unit(sentences)
+    summed = torch.einsum("bso,bsd->bod", member.to(vectors.dtype), vectors)
+    keys = text_features.sentence_keys
+    if keys is None:  # nobody knows what they say: each report says something of its own
+        sums = torch.arange(len(member), device=member.device)[:, None].expand(-1, parts)
+    else:
+        # A sum does not know the order of the sentences; mixed first, or keys 1 and 4 would add up to 2 and 3.
+        # 64-bit integers wrap around.
+        mixed = (keys + 1) * 0x2545F4914F6CDD1D
+        mixed = (mixed ^ (mixed >> 29)) * 0x3C79AC492BA7B653
+        sums = (member * (mixed ^ (mixed >> 32))[..., None]).sum(dim=1)
+    return TextParts(summed / member.sum(dim=1)[..., None].clamp_min(1), member.any(dim=1), sums)
+
+
+def normal_parts(
+    findings: Float[Tensor, "batch labels"], finding_parts: Int[Tensor, " parted"], *, parts: int
+) -> Bool[Tensor, "batch parts"]:
+    """Return the parts of which some finding is known and every known one is absent.
+
+    Args:
+        findings: 1 present, 0 absent, NaN unknown.
+        finding_parts: part of each finding, 0 for none; empty where nobody knows, and then no part is normal.
+        parts: how many.
+
+    Raises:
+        ConfigError: ``finding_parts`` is for another number of findings.
+
+    Examples:
+        >>> findings = torch.tensor([[0.0, float("nan"), 1.0]])
+        >>> normal_parts(findings, torch.tensor([1, 2, 3]), parts=3).tolist()
+        [[True, False, False]]
+    """
+    if len(finding_parts) == 0:
+        return torch.zeros(len(findings), parts, dtype=torch.bool, device=findings.device)
+    if findings.shape[1] != len(finding_parts):
+        raise ConfigError(
+            f"finding_parts is for {len(finding_parts)} findings, the batch has {findings.shape[1]}.",
+            hint="Give the part of each label column; medvl.data.anatomy.finding_parts returns them.",
+        )
+    of_part = (finding_parts[:, None] == torch.arange(1, parts + 1, device=findings.device)).float()
+    known = (~findings.isnan()).float() @ of_part
+    there = (findings.nan_to_num(0.0) > 0).float() @ of_part
+    return (known > 0) & (there == 0)
