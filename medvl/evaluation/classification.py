@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -123,11 +123,13 @@ class Classification:
         numbers: ``<finding>/AUROC``, ``/AP`` and ``/prevalence``; ``macro/AUROC`` and ``macro/AP``.
         findings: the findings with both classes, which the macro averages.
         dropped: the others, with the reason.
+        samples: resampled values of ``macro/AUROC`` and ``macro/AP``, for differences between two models.
     """
 
     numbers: dict[str, Number]
     findings: tuple[str, ...]
     dropped: dict[str, str]
+    samples: dict[str, Float[np.ndarray, " resamples"]] = field(default_factory=dict)
 
 
 def classify(
@@ -156,6 +158,7 @@ def classify(
     numbers: dict[str, Number] = {}
     kept: list[str] = []
     dropped: dict[str, str] = {}
+    samples: dict[str, Float[np.ndarray, " resamples"]] = {}
     curves: list[tuple[Float[np.ndarray, " resamples"], Float[np.ndarray, " resamples"]]] = []
     for column, finding in enumerate(findings):
         known = ~np.isnan(truth[:, column])
@@ -177,10 +180,9 @@ def classify(
     for index, name in enumerate(("AUROC", "AP")):
         if kept:
             value = float(np.mean([numbers[f"{finding}/{name}"].value for finding in kept]))
-            numbers[f"macro/{name}"] = bootstrap.number(
-                value, np.mean([pair[index] for pair in curves], axis=0)
-            )
-    return Classification(numbers, tuple(kept), dropped)
+            samples[f"macro/{name}"] = np.mean([pair[index] for pair in curves], axis=0)
+            numbers[f"macro/{name}"] = bootstrap.number(value, samples[f"macro/{name}"])
+    return Classification(numbers, tuple(kept), dropped, samples)
 
 
 def _with(number: Number, *, n: int, patients: int) -> Number:
