@@ -91,7 +91,7 @@ def symile_loss(
         4.1589
 
     Source: Saporta et al. 2024, arXiv 2411.01053. The rule for what is missing is ours: the paper's
-    experiments feed the encoder a stand-in, which then takes part in every product.
+    experiments put the mean of the observed features and a learned mark in its place.
     """
     mode = _negatives_mode(negatives)
     if len(modalities) < 2 or (mode == "n_squared" and len(modalities) > 3):
