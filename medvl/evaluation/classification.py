@@ -158,7 +158,7 @@ def classify(
     numbers: dict[str, Number] = {}
     kept: list[str] = []
     dropped: dict[str, str] = {}
-    samples: dict[str, Float[np.ndarray, " resamples"]] = {}
+    macro: dict[str, Float[np.ndarray, " resamples"]] = {}
     curves: list[tuple[Float[np.ndarray, " resamples"], Float[np.ndarray, " resamples"]]] = []
     for column, finding in enumerate(findings):
         known = ~np.isnan(truth[:, column])
@@ -180,9 +180,9 @@ def classify(
     for index, name in enumerate(("AUROC", "AP")):
         if kept:
             value = float(np.mean([numbers[f"{finding}/{name}"].value for finding in kept]))
-            samples[f"macro/{name}"] = np.mean([pair[index] for pair in curves], axis=0)
-            numbers[f"macro/{name}"] = bootstrap.number(value, samples[f"macro/{name}"])
-    return Classification(numbers, tuple(kept), dropped, samples)
+            macro[f"macro/{name}"] = np.mean([pair[index] for pair in curves], axis=0)
+            numbers[f"macro/{name}"] = bootstrap.number(value, macro[f"macro/{name}"])
+    return Classification(numbers, tuple(kept), dropped, macro)
 
 
 def _with(number: Number, *, n: int, patients: int) -> Number:
