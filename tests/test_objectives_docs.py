@@ -27,7 +27,7 @@ def test_tables_name_every_option(name):
         names, values = re.findall(r"`(\w+)`", names), values.replace("`", "").split(", ")
         documented |= dict(zip(names, values, strict=True))
     assert documented == {
-        option: f"{value:g}" if not isinstance(value, str) else value
+        option: f"{value:g}" if isinstance(value, (int, float)) else str(value)
         for option, value in OBJECTIVES.options(name).items()
     }
 
