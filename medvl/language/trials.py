@@ -1,0 +1,118 @@
+"""What a report encoder is tried on: held-out reports, other wordings of them, and wordings with an error."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol, TypeAlias
+
+from medvl.corpus import ReportCase, Wording
+from medvl.errors import UsageError
+from medvl.progress import Progress
+from medvl.specs.base import text_hash
+
+__all__ = ["PARTS", "Reword", "Text", "Trials", "make_trials", "text_key"]
+
+Text: TypeAlias = tuple[str, ...]
+"""A report as its sentences."""
+Part = Literal["train", "test"]
+PARTS: tuple[Part, ...] = ("train", "test")
+
+
+class Reword(Protocol):
+    """What makes wordings: ``medvl.preprocess.reports.variants.variants`` and its like."""
+
+    def __call__(self, case: ReportCase, *, seed: int, part: Part) -> tuple[Wording, ...]:
+        """Return wordings of a report by the rules of one part."""
+        ...
+
+
+@dataclass
+class Trials:
+    """Texts of one evaluation; the same for every encoder, so that encoders are compared in pairs.
+
+    Attributes:
+        cases: the held-out reports.
+        train: the reports that a probe may learn from.
+        variants: (part, kind) to row of ``cases`` to a wording with the same facts.
+        errors: (part, kind) to row to the report with one error.
+        twisted: (part, kind) to row to the paraphrase of held-out rules with one error.
+        seed: that made the wordings.
+    """
+
+    cases: tuple[ReportCase, ...]
+    train: tuple[ReportCase, ...]
+    variants: dict[tuple[str, str], dict[int, Text]] = field(default_factory=dict)
+    errors: dict[tuple[str, str], dict[int, Text]] = field(default_factory=dict)
+    twisted: dict[tuple[str, str], dict[int, Text]] = field(default_factory=dict)
+    seed: int = 0
+
+    @property
+    def patients(self) -> list[str]:
+        """The patient of each case."""
+        return [case.patient_id for case in self.cases]
+
+    def texts(self) -> list[Text]:
+        """Return every text once, those of the probe's training reports last."""
+        found = [case.sentences for case in self.cases]
+        found += [part for case in self.cases for part in (case.findings, case.impression) if part]
+        for table in (self.variants, self.errors, self.twisted):
+            found += [text for rows in table.values() for text in rows.values()]
+        return list(dict.fromkeys([*found, *(case.sentences for case in self.train)]))
+
+
+def make_trials(
+    cases: Sequence[ReportCase],
+    *,
+    variants: Reword,
+    hard_negatives: Reword,
+    splits: Sequence[str] = ("test",),
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Trials:
+    """Make the wordings of the held-out reports, once for all encoders.
+
+    Reports that say the same word for word are one report: the first stands for all.
+
+    Args:
+        cases: a corpus; its ``train`` reports serve the probe, those of ``splits`` are evaluated.
+        variants: makes wordings with the same facts.
+        hard_negatives: makes wordings with one error.
+        splits: what counts as held out.
+        seed: of the wordings.
+        progress: told about each report.
+
+    Raises:
+        UsageError: fewer than two different reports are held out.
+    """
+    held: dict[str, ReportCase] = {}
+    for case in cases:
+        if case.split in splits:
+            held.setdefault(text_key(case.sentences), case)
+    if len(held) < 2:
+        raise UsageError(
+            f"{len(held)} different reports are in {', '.join(splits)}; an evaluation needs at least 2.",
+            hint="Read more reports, or hold more of them out.",
+        )
+    trials = Trials(tuple(held.values()), tuple(c for c in cases if c.split == "train"), seed=seed)
+    for row, case in enumerate(trials.cases):
+        for part in PARTS:
+            for wording in variants(case, seed=seed, part=part):
+                trials.variants.setdefault((part, wording.kind), {})[row] = wording.sentences
+            for wording in hard_negatives(case, seed=seed, part=part):
+                trials.errors.setdefault((part, wording.kind), {})[row] = wording.sentences
+        said = trials.variants.get(("test", "paraphrase"), {}).get(row)
+        if said:
+            other = dataclasses.replace(case, sentences=said, findings=(), impression=())
+            for part in PARTS:
+                for wording in hard_negatives(other, seed=seed, part=part):
+                    trials.twisted.setdefault((part, wording.kind), {})[row] = wording.sentences
+        if progress is not None:
+            progress(row + 1, len(trials.cases), "making wordings")
+    return trials
+
+
+def text_key(text: Sequence[str]) -> str:
+    """Return a key that two texts share when they say the same words in the same order."""
+    return text_hash(" ".join(text))
