@@ -135,9 +135,8 @@ class TextComparison:
             parts.append(f"<h2>{escape(title)}</h2><table><tr>")
             parts += [f"<th>{escape(column)}</th>" for column in columns]
             parts.append("</tr>")
-            parts += [
-                "<tr>" + "".join(f"<td>{escape(value)}</td>" for value in row) + "</tr>" for row in rows
-            ]
+            for row in rows:
+                parts.append("<tr>" + "".join(f"<td>{escape(value)}</td>" for value in row) + "</tr>")
             parts.append("</table>")
         return "".join(parts)
 

@@ -27,7 +27,8 @@ def fit_probe(
 ) -> Float[np.ndarray, "width_and_one findings"]:
     r"""Fit one logistic regression a finding, all at once, by L-BFGS.
 
-    $$\min_{W,b} \frac1n \sum_{i,f \in K} \log(1 + e^{-y_{if}(x_i W_f + b_f)}) + \frac\lambda2 \lVert W \rVert^2$$
+    $$\min_{W,b} \frac1n \sum_{i,f \in K} \log(1 + e^{-y_{if}(x_i W_f + b_f)})
+    + \frac\lambda2 \lVert W \rVert^2$$
     with $y = \pm 1$ and $K$ the known states; the problem falls apart into one a finding.
 
     Args:

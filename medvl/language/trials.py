@@ -16,6 +16,8 @@ __all__ = ["PARTS", "Reword", "Text", "Trials", "make_trials", "text_key"]
 
 Text: TypeAlias = tuple[str, ...]
 """A report as its sentences."""
+Table: TypeAlias = dict[tuple[str, str], dict[int, Text]]
+"""(part, kind) to the row of a case to its wording."""
 Part = Literal["train", "test"]
 PARTS: tuple[Part, ...] = ("train", "test")
 
@@ -43,9 +45,9 @@ class Trials:
 
     cases: tuple[ReportCase, ...]
     train: tuple[ReportCase, ...]
-    variants: dict[tuple[str, str], dict[int, Text]] = field(default_factory=dict)
-    errors: dict[tuple[str, str], dict[int, Text]] = field(default_factory=dict)
-    twisted: dict[tuple[str, str], dict[int, Text]] = field(default_factory=dict)
+    variants: Table = field(default_factory=dict)
+    errors: Table = field(default_factory=dict)
+    twisted: Table = field(default_factory=dict)
     seed: int = 0
 
     @property
@@ -97,20 +99,21 @@ def make_trials(
         )
     trials = Trials(tuple(held.values()), tuple(c for c in cases if c.split == "train"), seed=seed)
     for row, case in enumerate(trials.cases):
-        for part in PARTS:
-            for wording in variants(case, seed=seed, part=part):
-                trials.variants.setdefault((part, wording.kind), {})[row] = wording.sentences
-            for wording in hard_negatives(case, seed=seed, part=part):
-                trials.errors.setdefault((part, wording.kind), {})[row] = wording.sentences
+        _reword(trials.variants, variants, row, case, seed=seed)
+        _reword(trials.errors, hard_negatives, row, case, seed=seed)
         said = trials.variants.get(("test", "paraphrase"), {}).get(row)
         if said:
             other = dataclasses.replace(case, sentences=said, findings=(), impression=())
-            for part in PARTS:
-                for wording in hard_negatives(other, seed=seed, part=part):
-                    trials.twisted.setdefault((part, wording.kind), {})[row] = wording.sentences
+            _reword(trials.twisted, hard_negatives, row, other, seed=seed)
         if progress is not None:
             progress(row + 1, len(trials.cases), "making wordings")
     return trials
+
+
+def _reword(table: Table, rules: Reword, row: int, case: ReportCase, *, seed: int) -> None:
+    for part in PARTS:
+        for wording in rules(case, seed=seed, part=part):
+            table.setdefault((part, wording.kind), {})[row] = wording.sentences
 
 
 def text_key(text: Sequence[str]) -> str:
