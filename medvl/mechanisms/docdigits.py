@@ -36,7 +36,7 @@ COLOURS = np.array([[255, 40, 40], [40, 230, 40], [70, 90, 255], [240, 220, 30],
 WHITE = np.array([255, 255, 255], np.int64)
 MARKER_PX = (5, 8, 11)
 GLYPH_PX = 14
-COLOURED, MARKED = 0.7, 0.75
+COLOURED, MARKED = 1.0, 0.55
 """Shares of cells with a colour, and with a marker (which has a shape and a size)."""
 PARTS = {"train": slice(0, 1197), "val": slice(1197, 1497), "test": slice(1497, 1797)}
 
@@ -167,10 +167,11 @@ def docdigits(
 def _contents(rng: np.random.Generator, complexity: int) -> list[tuple[int, int, int]]:
     """Draw colour, shape and size of each cell; −1 for none."""
     contents: list[tuple[int, int, int]] = []
-    used = 0
+    used, discs = 0, rng.random()
     while len(contents) < CELLS:
         colour = int(rng.integers(5)) if rng.random() < COLOURED else -1
-        shape, size = (int(rng.integers(2)), int(rng.integers(3))) if rng.random() < MARKED else (-1, -1)
+        marked, shape, size = rng.random() < MARKED, int(rng.random() >= discs), int(rng.integers(3))
+        shape, size = (shape, size) if marked else (-1, -1)
         used += 1 + (colour >= 0) + 2 * (shape >= 0)
         if used > complexity:
             break
