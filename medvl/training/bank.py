@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float32
 
-from medvl.encoders.text import build_text_encoder, text_tokeniser
+from medvl.encoders.text import TEXT_ENCODERS, build_text_encoder, text_tokeniser
 from medvl.errors import ConfigError
 from medvl.progress import Progress
 
@@ -21,7 +20,6 @@ def bank_vectors(
     texts: Sequence[Sequence[str]],
     *,
     encoder: str = "minilm",
-    options: Mapping[str, Any] | None = None,
     max_tokens: int = 256,
     batch: int = 64,
     progress: Progress | None = None,
@@ -33,14 +31,13 @@ def bank_vectors(
 
     Args:
         texts: reports as lists of sentences.
-        encoder: a text encoder with pretrained weights: ``minilm``, or ``huggingface`` with ``options``.
-        options: of the encoder, such as ``path``.
+        encoder: ``minilm``, or a directory that the text encoder ``huggingface`` reads, such as an adapted one.
         max_tokens: longer reports lose their last words.
         batch: reports embedded at once.
         progress: told how many different reports are done.
 
     Raises:
-        ConfigError: an encoder with random weights, whose vectors would mean nothing.
+        ConfigError: an encoder with random weights, whose vectors would mean nothing, or no such directory.
 
     Examples:
         >>> reports = [["No effusion."], ["Large mass."], ["No effusion."]]
@@ -48,17 +45,17 @@ def bank_vectors(
         >>> (vectors[0] == vectors[2]).all(), vectors.shape  # doctest: +SKIP
         (True, (3, 384))
     """
-    options = options or {}
-    if encoder == "bert":
+    if encoder in ("bert", "huggingface"):
         raise ConfigError(
-            "the bank's encoder 'bert' has random weights.",
-            hint="Give minilm, or huggingface with a path.",
+            f"'{encoder}' alone is no pretrained encoder for the bank.",
+            hint="Give minilm, or the directory of a text encoder.",
         )
+    name, options = (encoder, {}) if encoder in TEXT_ENCODERS else ("huggingface", {"path": encoder})
     unique = {text: row for row, text in enumerate(dict.fromkeys(tuple(text) for text in texts))}
     # Building a network draws random numbers, which must not move those of a run.
     with torch.random.fork_rng(devices=[]):
-        tokeniser = text_tokeniser(encoder, options, texts=(), max_tokens=max_tokens)
-        tower = build_text_encoder(encoder, options, tokeniser).eval()
+        tokeniser = text_tokeniser(name, options, texts=(), max_tokens=max_tokens)
+        tower = build_text_encoder(name, options, tokeniser).eval()
     # Reports of like length side by side, so that little of a batch is padding.
     order = sorted(unique, key=lambda text: sum(map(len, text)))
     vectors = np.zeros((len(unique), tower.width), np.float32)

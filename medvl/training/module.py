@@ -173,12 +173,9 @@ class AlignmentModule(LightningModule):
         if step % self.steps_per_epoch == 0 or self.last_terms is None:
             self.objective.on_epoch(step // self.steps_per_epoch)  # type: ignore[operator]
         image, text = self._projected(batch, step=step)
-        if self.trainer.world_size > 1:
-            image, text = gather_features(image), gather_features(text)
-            keys = {name: getattr(batch, name) for name in _KEYS}
-            batch = replace(
-                batch, **{name: None if key is None else gather(key) for name, key in keys.items()}
-            )
+        image, text = gather_features(image), gather_features(text)
+        keys = {name: getattr(batch, name) for name in _KEYS}
+        batch = replace(batch, **{name: None if key is None else gather(key) for name, key in keys.items()})
         # After the gather, so that a norm sees the batch of all ranks.
         self.last_terms = self.loss(*self._normalised(image, text), batch)
         return self.last_terms.total

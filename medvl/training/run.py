@@ -373,6 +373,7 @@ def _quiet() -> Iterator[None]:
             r".*module\(s\) in eval mode at the start of training.*",  # a frozen tower is meant to be
             r".*GPU available but not used.*",  # machine.accelerator says so
             r".*treespec, LeafSpec.*",  # Lightning calls what torch deprecates
+            r"FSDP2-wrapped module .* returned a view tensor.*",  # nothing changes features in place
         ):
             warnings.filterwarnings("ignore", message=message)
         try:

@@ -32,6 +32,7 @@ def shard_tower(tower: Tower, *, device: torch.device) -> None:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
+    tower.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # no other can be spread
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     for block in tower.blocks:
         fully_shard(block, mesh=mesh)
