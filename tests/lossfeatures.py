@@ -18,6 +18,7 @@ OPTIONS = {
 NAMES = list(OBJECTIVES)
 OWN_ATTENTION = "learned matrices attend to the regions and project what they see; they do not rotate along"
 EXEMPT = {
+    "gloria": {"T1": "words attend to regions by raw products"},
     "medclip": {
         "identity": "its soft targets come from the findings, not from the positives",
         "pairs": "a case with like findings is as right an answer as its own",
