@@ -39,6 +39,11 @@ _VERBS = (
 )
 _SLOT = rf"(?P<x>(?:(?!\b(?:{_VERBS})\b)[^.;:?!\[\]])+?)"
 _JOINT = r"\b(?:of|in|at|on|within|along|over|to|from|for|with|near|adjacent|involving|throughout|about)\b"
+_HEAD_ENDS = (
+    rf"{_JOINT}|\b(?:included|entering|passing|reaching|measuring|extending|located|compatible|consistent"
+    r"|suggestive|secondary|due)\b"
+)
+"""What ends the noun that a verb must agree with."""
 _OPEN_END = re.compile(
     rf"(?:{_JOINT}|\b(?:and|or|the|a|an|grossly|mildly|upper|lower|limits?))$", re.IGNORECASE
 )
@@ -189,6 +194,8 @@ def fill(form: str, noun: str) -> str:
         ('Opacities are seen', 'There is an effusion')
     """
     noun = _lower(noun.strip())
+    if noun.startswith(("both ", "all ", "this ", "these ")):
+        form = form.replace("the {x}", "{x}")
     many = plural(noun)
     said = form.replace("{is}", "are" if many else "is").replace("{was}", "were" if many else "was")
     said = said.replace("{appear}", "appear" if many else "appears")
@@ -229,9 +236,9 @@ def plural(noun: str) -> bool:
         (True, False, True)
     """
     last = re.split(r",\s*(?:or\s+|and\s+)?|\s+or\s+", noun)[-1]
-    head = re.split(_JOINT, last)[0].strip()
+    head = re.split(_HEAD_ENDS, last)[0].strip()
     word = head.rsplit(" ", 1)[-1].lower()
-    several = " and " in f" {re.split(_JOINT, noun)[0]} " and " or " not in noun
+    several = " and " in f" {re.split(_HEAD_ENDS, noun)[0]} " and " or " not in noun
     ends = word.endswith(("ae", "foci", "sulci", "bronchi", "septa")) or (
         word.endswith("s") and not word.endswith(("ss", "us", "is", "series"))
     )
@@ -246,25 +253,30 @@ def with_article(noun: str) -> str:
         ('a small effusion', 'edema', 'opacities')
     """
     first = re.split(r",|\s+or\s+|\s+and\s+", noun)[0]
-    head = re.split(_JOINT, first)[0].strip().rsplit(" ", 1)[-1].lower()
+    head = re.split(_HEAD_ENDS, first)[0].strip().rsplit(" ", 1)[-1].lower()
     if _NO_ARTICLE.match(noun) or plural(first) or head in _table()["mass"] or not head.isalpha():
         return noun
-    return f"{'an' if noun[:1].lower() in 'aeio' else 'a'} {noun}"
+    return articles(f"a {noun}")
 
 
-_ARTICLE = re.compile(r"\b([Aa])(n?) (?=(\w))")
+_ARTICLE = re.compile(r"\b([Aa])n? (?=(\w[\w-]*))")
 
 
 def articles(text: str) -> str:
     """Return a text in which "a" and "an" fit the next word.
 
     Examples:
-        >>> articles("a enlarged heart"), articles("An small effusion")
-        ('an enlarged heart', 'A small effusion')
+        >>> articles("a enlarged heart"), articles("An small effusion"), articles("a RUL mass")
+        ('an enlarged heart', 'A small effusion', 'an RUL mass')
     """
-    return _ARTICLE.sub(
-        lambda m: f"{m[1]}{'n' if m[3].lower() in 'aeio' or (m[2] and m[3] in 'uUhHLRMNSFX') else ''} ", text
-    )
+    return _ARTICLE.sub(lambda match: f"{match[1]}{'n' if _vowel(match[2]) else ''} ", text)
+
+
+def _vowel(word: str) -> bool:
+    """Say whether a word is spoken with a vowel first; abbreviations by their letters."""
+    if word.isupper() and len(word) > 1:
+        return word[0] in "AEFHILMNORSX"
+    return bool(re.match(r"[aeio]|un(?!i)|u[lps](?!e|u)", word, re.IGNORECASE))
 
 
 @functools.cache
