@@ -31,7 +31,7 @@ def bank_vectors(
 
     Args:
         texts: reports as lists of sentences.
-        encoder: ``minilm``, or a directory that the text encoder ``huggingface`` reads, such as an adapted one.
+        encoder: ``minilm``, or a directory that the text encoder ``huggingface`` reads (an adapted one, say).
         max_tokens: longer reports lose their last words.
         batch: reports embedded at once.
         progress: told how many different reports are done.
