@@ -12,7 +12,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from medvl.cli import data, models
+from medvl.cli import data, models, text
 from medvl.cli.basis import Parser, write
 from medvl.errors import MedvlError, UsageError, file_token
 from medvl.notice import NOTICE
@@ -42,6 +42,8 @@ def build_parser() -> Parser:
     data.add_deid(top)
     data.add_data(top)
     models.add_verbs(top)
+    text.add_text(top)
+    text.add_mechanisms(top)
     return parser
 
 
