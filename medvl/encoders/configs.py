@@ -301,11 +301,13 @@ def reading_of(directory: Path) -> Reading:
     if not path.is_file():
         return Reading()
     try:
-        return Reading.model_validate(parse_json(path.read_text("utf-8"), what=READING_FILE))
-    except (ValidationError, UnicodeDecodeError) as error:
+        return Reading.model_validate(parse_json(path.read_text("utf-8", "replace"), what=READING_FILE))
+    except ValidationError as error:
+        first = error.errors()[0]
         raise ConfigError(
-            f"{READING_FILE} does not say how the model reads: {str(error).splitlines()[-1].strip()}",
-            hint="Restore the file, or give the options pooling and bidirectional without it.",
+            f"{READING_FILE} does not say how the model reads: "
+            f"{'.'.join(map(str, first['loc'])) or 'it'} is {first['input']!r}.",
+            hint="Restore the file, or remove it and give the options pooling and bidirectional.",
         ) from error
 
 

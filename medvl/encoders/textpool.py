@@ -79,9 +79,12 @@ class LatentPool(nn.Module):
                 f"latent pooling has {heads} heads, and the states are {width} wide.",
                 hint=f"Use another pooling, or a width that is a multiple of {heads}.",
             )
-        self.latents = nn.Parameter(torch.randn(latents, width) / width**0.5)
+        self.latents = nn.Parameter(torch.randn(latents, width))
         self.attention = nn.MultiheadAttention(width, heads, batch_first=True)
         self.mlp = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, width))
+        # At first all tokens get nearly the same mean of the latents; biases would drown what differs.
+        nn.init.zeros_(self.mlp[0].bias)
+        nn.init.zeros_(self.mlp[2].bias)
 
     def forward(
         self, hidden: Float[Tensor, "batch tokens width"], real: Bool[Tensor, "batch tokens"]

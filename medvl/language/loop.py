@@ -137,7 +137,7 @@ def fit(
                 loss = task.loss(decoder, order.rows(step), rng=rng)
             if not torch.isfinite(loss):
                 raise ConfigError(
-                    f"the loss of stage '{name}' is {float(loss)} at step {step + 1}.",
+                    f"the loss of stage '{name}' is {float(loss.detach())} at step {step + 1}.",
                     hint="Lower its lr, or set precision: '32'.",
                 )
             optimiser.zero_grad()

@@ -96,14 +96,14 @@ class Supervised(_Stage):
 
     Attributes:
         hard: hard negatives of each report in a step.
-        window: a report of more sentences is also taught in parts of so many.
+        window: a report of more sentences is also taught in parts of so many; None teaches it whole alone.
     """
 
     batch: PositiveInt = 64
     lr: PositiveFloat = 2e-4
     scale: PositiveFloat = 20.0
     hard: int = Field(default=1, ge=0, le=16)
-    window: PositiveInt = 10
+    window: PositiveInt | None = None
 
 
 class AdaptOptions(BaseModel):

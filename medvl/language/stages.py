@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ Reword = Callable[..., tuple[Wording, ...]]
 Text = tuple[str, ...]
 
 
+@runtime_checkable
 class Task(Protocol):
     """One stage: examples of known length, and the loss of some of them."""
 
@@ -196,9 +197,9 @@ class SupervisedTask:
         )
 
 
-def _windows(case: ReportCase, *, most: int) -> list[ReportCase]:
+def _windows(case: ReportCase, *, most: int | None) -> list[ReportCase]:
     """Return the case and, if it is long, its parts of ``most`` sentences as cases."""
-    if len(case.sentences) <= most:
+    if most is None or len(case.sentences) <= most:
         return [case]
     cuts = [case.sentences[start : start + most] for start in range(0, len(case.sentences), most)]
     return [
