@@ -1,4 +1,4 @@
-"""What a mechanism experiment is: a claim, a run that measures it on one seed, and the effects that it names."""
+"""What a mechanism experiment is: a claim, a run that measures it on a seed, and the effects it names."""
 
 from __future__ import annotations
 
@@ -44,8 +44,10 @@ class Effect:
         """Say whether one seed's effect has the predicted sign.
 
         Examples:
-            >>> Effect("pointing", "local", "global").right(0.2), Effect("loss", "x", wanted="none").right(-0.1)
-            (True, False)
+            >>> Effect("pointing", "local", "global").right(0.2)
+            True
+            >>> Effect("loss", "x", wanted="none").right(-0.1)
+            False
         """
         if self.wanted == "up":
             return effect > -self.slack if self.slack else effect > 0
@@ -66,6 +68,7 @@ class Mechanism:
         setting: what is trained on what, in a sentence.
         run: the measurement.
         effects: what the claim predicts of its numbers.
+        tried: what was tried where an effect does not appear, and what its numbers do not show.
     """
 
     key: str
@@ -75,3 +78,4 @@ class Mechanism:
     setting: str
     run: Run
     effects: tuple[Effect, ...]
+    tried: str = ""
