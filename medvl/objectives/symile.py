@@ -24,7 +24,7 @@ __all__ = ["Negatives", "Symile", "random_orders", "symile_loss"]
 Negatives = Literal["n", "n_squared"]
 """``n``: as many tuples as cases, drawn at random. ``n_squared``: every pair of the two other modalities."""
 
-_LOGITS = 2**22
+_LOGITS = 2**21
 """Logits that are held at a time; more are computed in blocks of rows, and again for the gradient."""
 
 
