@@ -154,12 +154,15 @@ def _architecture(config: ModelConfig) -> dict[str, Any]:
     return config.model_dump(mode="json", exclude={"image": {"train"}, "text": {"train"}})
 
 
-def write_model(directory: str | Path, loaded: LoadedModel) -> None:
+def write_model(
+    directory: str | Path, loaded: LoadedModel, *, tensors: Mapping[str, Tensor] | None = None
+) -> None:
     """Write a model directory; each file appears whole, the manifest last.
 
     Args:
         directory: made if it is missing; its other files stay.
         loaded: the model in any mode, on any device.
+        tensors: the weights, where those of the model are spread over several processes.
     """
     folder = Path(directory)
     for name in FILES:
@@ -169,7 +172,7 @@ def write_model(directory: str | Path, loaded: LoadedModel) -> None:
     write_atomic(folder / CONFIG, _json(loaded.config.model_dump(mode="json")))
     write_atomic(folder / SPECS, _json(specs))
     loaded.tokeniser.save((folder / TOKENIZER).parent)
-    _write_weights(folder / WEIGHTS, loaded.model)
+    _write_weights(folder / WEIGHTS, loaded.model.state_dict() if tensors is None else tensors)
     hashes = {name: file_sha256(folder / name) for name in FILES}
     write_atomic(folder / MANIFEST, _json({"format": FORMAT, "files": hashes}))
 
@@ -178,10 +181,10 @@ def _json(values: Mapping[str, Any]) -> bytes:
     return (json.dumps(values, indent=1, sort_keys=True) + "\n").encode()
 
 
-def _write_weights(path: Path, model: AlignmentModel) -> None:
+def _write_weights(path: Path, weights: Mapping[str, Tensor]) -> None:
     """Write every tensor without a second copy of all of them in memory."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
     save_file(tensors, temporary)
     with temporary.open("rb") as stream:
         os.fsync(stream.fileno())

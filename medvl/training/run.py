@@ -261,7 +261,8 @@ def _fit(
             progress=progress,
         )
         files = DirectoryIO(
-            write_model=functools.partial(write_model, loaded=loaded), averaged=module.average is not None
+            write_model=lambda folder, tensors: write_model(folder, loaded, tensors=tensors),
+            averaged=module.average is not None,
         )
         trainer = Trainer(
             accelerator=recipe.machine.accelerator,
@@ -299,6 +300,8 @@ def _fit(
         finally:
             if between.table is not None:
                 between.table.close()
+            if rank is not None and torch.distributed.is_initialized():
+                torch.distributed.destroy_process_group()  # what this process does next is not shared
     if between.interrupted and trainer.global_step < setup.steps:
         return trainer.global_step, "interrupted", between.best, between.stop.received or signal.SIGTERM
     return trainer.global_step, "stopped" if between.stopped_early else "finished", between.best, 0

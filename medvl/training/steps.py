@@ -35,12 +35,14 @@ class DirectoryIO(CheckpointIO):
     """Lightning's checkpoints as directories: the model as a model directory, the rest as plain values.
 
     Args:
-        write_model: fills a model directory, whose weights are the tensors named ``model.…`` here, or
+        write_model: fills a model directory with weights: the tensors named ``model.…`` here, or
             ``average.…`` where a run averages its weights.
         averaged: whether it does. The last weights then lie in the state beside, but for shared ones.
     """
 
-    def __init__(self, write_model: Callable[[Path], None], *, averaged: bool = False) -> None:
+    def __init__(
+        self, write_model: Callable[[Path, dict[str, Tensor]], None], *, averaged: bool = False
+    ) -> None:
         self._write_model, self._kept = write_model, AVERAGE if averaged else MODEL
 
     def save_checkpoint(
@@ -57,7 +59,7 @@ class DirectoryIO(CheckpointIO):
         }
 
         def write(folder: Path) -> None:
-            self._write_model(folder)
+            self._write_model(folder, {key.removeprefix(self._kept): value for key, value in kept.items()})
             (folder / "training").mkdir()
             write_state(folder / "training", {**checkpoint, "state_dict": rest})
 
