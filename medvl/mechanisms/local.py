@@ -62,14 +62,14 @@ def _trained(arm: str, films: Films, words: Words, *, seed: int, steps: int) -> 
 MECHANISM = Mechanism(
     key="C1",
     title="a local term finds where a finding is",
-    claim="Local alignment beside the global one localises better and classifies no worse (GLoRIA, MGCA); in "
-    "a pilot pointing game 0.17 to 0.62 with chance 0.15, AUROC 0.93 to 0.95.",
+    claim="Local alignment beside the global one localises better and classifies no worse (GLoRIA, MGCA); "
+    "in a pilot pointing game 0.17 to 0.62 with chance 0.15, AUROC 0.93 to 0.95.",
     source="Huang et al. 2021, GLoRIA; Wang et al. 2022, MGCA, arXiv 2210.06044",
-    setting="2,000 drawn films of 64 pixels, half of them normal, 400 to test; a CNN of four layers with "
-    "8 × 8 regions, 400 steps of 96 (quick: 200). Arms: CLIP alone; CLIP + sentence–region contrast across the "
-    "batch; CLIP + MGCA's token alignment inside a pair (full run). A global model points in two ways: with "
-    "its untrained region head, and with an activation map, which scores each region by the head of the "
-    "whole image.",
+    setting="2,000 drawn films of 64 pixels, half of them normal, 400 to test; a CNN of four layers with 8 "
+    "× 8 regions, 400 steps of 96 (quick: 200). Arms: CLIP alone; CLIP + sentence–region contrast over the "
+    "batch; CLIP + MGCA's token alignment inside a pair (full run). A global model points in two ways: "
+    "with its untrained region head, and with an activation map, which scores each region by the head of "
+    "the whole image.",
     run=run,
     effects=(
         Effect("pointing, sentences over activation map", "sentences/pointing", "activation map/pointing"),
@@ -79,7 +79,7 @@ MECHANISM = Mechanism(
         Effect("CNR, sentences over activation map", "sentences/CNR", "activation map/CNR", main=False),
     ),
     tried="A global model is not blind: the activation map of its pooled head already points far above "
-    "chance, and its smooth maps have as much contrast to noise as the sharper ones of the local term; the gain over "
-    "untrained regions, which papers print, is the larger one. MGCA's token alignment compares words and "
-    "regions of one pair alone and does not localise here.",
+    "chance, and its smooth maps have as much contrast to noise as the sharper ones of the local term; the "
+    "gain over untrained regions, which papers print, is the larger one. MGCA's token alignment compares "
+    "words and regions of one pair alone and does not localise here.",
 )

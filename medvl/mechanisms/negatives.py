@@ -54,13 +54,13 @@ def _trained(arm: str, films: Films, words: Words, *, seed: int, steps: int) -> 
 MECHANISM = Mechanism(
     key="C2",
     title="false negatives hurt",
-    claim="Taking reports with the same findings for negatives hurts; leaving them out, or counting them as "
-    "partly right, helps (MedCLIP, fVLM); in a pilot label P@5 0.75 to 0.80 with a mask and 0.85 with soft "
-    "targets, AUROC 0.93 to 0.95 and 0.96, while recall of the film's own report falls.",
+    claim="Taking reports with the same findings for negatives hurts; leaving them out, or counting them "
+    "as partly right, helps (MedCLIP, fVLM); in a pilot label P@5 0.75 to 0.80 with a mask and 0.85 with "
+    "soft targets, AUROC 0.93 to 0.95 and 0.96, while recall of the film's own report falls.",
     source="Wang et al. 2022, MedCLIP, arXiv 2210.10163; Shui et al. 2025, fVLM, arXiv 2501.14548",
-    setting="2,000 drawn films of 48 pixels, half of them normal, 400 to test, 500 steps of 96 (quick: 350). "
-    "Same model, three rules: none; mask the reports with the very same set of findings; soft targets by the "
-    "overlap of findings.",
+    setting="2,000 drawn films of 48 pixels, half of them normal, 400 to test, 500 steps of 96 (quick: "
+    "350). Same model, three rules: none; mask the reports with the very same set of findings; soft "
+    "targets by the overlap of findings.",
     run=run,
     effects=(
         Effect("label P@5, soft over none", "soft/label P@5", "none/label P@5"),

@@ -80,11 +80,11 @@ def _accuracy(loss_of: _Loss, *, seed: int, steps: int, by_product: bool = False
 MECHANISM = Mechanism(
     key="C12",
     title="three modalities need a loss of order three",
-    claim="On XOR data pairwise CLIP stays at chance while Symile names the third modality: in a pilot 0.033 "
-    "against 1.000, chance 0.031, on five bits.",
+    claim="On XOR data pairwise CLIP stays at chance while Symile names the third modality: in a pilot "
+    "0.033 against 1.000, chance 0.031, on five bits.",
     source="Saporta et al. 2024, Symile, arXiv 2411.01053",
-    setting="Five random bits a, five random bits b and a XOR b, an MLP for each (5–64–32), 600 steps of 96 "
-    "cases; accuracy of naming the third of 32 from the other two over all 1,024 pairs. Pairs score by "
+    setting="Five random bits a, five random bits b and a XOR b, an MLP for each (5–64–32), 600 steps of "
+    "96 cases; accuracy of naming the third of 32 from the other two over all 1,024 pairs. Pairs score by "
     "the sum of both cosines, Symile by the product of three.",
     run=run,
     effects=(
