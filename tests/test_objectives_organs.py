@@ -9,6 +9,7 @@ import torch
 from lossfeatures import DIM, D, build, features, positives
 
 from medvl.errors import ConfigError
+from medvl.features import ImageFeatures, TextFeatures
 from medvl.objectives import OBJECTIVES
 from medvl.objectives.contrast import clip_loss
 from medvl.objectives.organs import organ_loss
@@ -308,3 +309,37 @@ def test_refuses_features_without_parts_or_of_other_parts():
     with pytest.raises(ConfigError, match=r"assigned to 2 parts, the objective has 7\."):
         inside = torch.ones(3, 9, 2, dtype=torch.bool)
         build("organs")(replace(image, region_parts=inside), text, torch.eye(3))
+
+
+def test_queries_learn_where_their_part_is_without_a_segmentation():
+    # Each image has three regions, one of each part in an order of its own: signature of the part + code of
+    # its state, 1 of 4. A report says each state in one sentence. Of the image side only the pool learns.
+    generator = torch.Generator().manual_seed(0)
+    torch.manual_seed(0)
+    signature, code = torch.randn(3, 16, generator=generator), torch.randn(4, 16, generator=generator)
+    words = torch.nn.Parameter(torch.randn(3, 4, 16, generator=generator))
+    objective = OBJECTIVES.build("organs", {"parts": 3, "instance_weight": 0.0}, 16)
+    optimiser = torch.optim.Adam([words, *objective.parameters()], lr=0.01)
+
+    def batch(size):
+        states = torch.randint(0, 4, (size, 3), generator=generator)
+        order = torch.rand(size, 3, generator=generator).argsort(dim=1)
+        regions = (signature + code[states]).gather(1, order[..., None].expand(-1, -1, 16))
+        real, parts = torch.ones(size, 3, dtype=torch.bool), torch.arange(3).expand(size, -1)
+        image = ImageFeatures(regions.mean(dim=1), regions, (3,), real)
+        said = words[parts, states]
+        known = {"sentence_keys": parts * 4 + states, "sentence_parts": parts + 1}
+        return states, image, TextFeatures(said.mean(dim=1), said, real, said, real, **known)
+
+    for _ in range(50):
+        _, image, text = batch(24)
+        optimiser.zero_grad()
+        objective(image, text, torch.eye(24)).total.backward()
+        optimiser.step()
+        objective.clamp_()
+    states, image, _ = batch(200)
+    with torch.no_grad():
+        found = objective.organs.pool(image.regions, image.region_mask[..., None].expand(-1, -1, 3))
+    guess = torch.einsum("bod,ocd->boc", found, torch.nn.functional.normalize(words, dim=-1)).argmax(dim=-1)
+    right = (guess == states).float().mean(dim=0)
+    assert (right > 0.95).all(), right  # chance 0.25
