@@ -38,7 +38,8 @@ def add_lora(encoder: TowerT, options: LoraOptions | None = None) -> TowerT:
 
     ``W' = W + (alpha / r) · B A`` with ``A`` random and ``B = 0`` (Hu et al. 2021, arXiv 2106.09685), so the
     output is bit for bit what it was until the first step (with DoRA to rounding). Each layer trains
-    ``r · (d_in + d_out)`` values, with DoRA ``d_out`` more. A latent pooling trains as a whole.
+    ``r · (d_in + d_out)`` values, with DoRA ``d_out`` more. A latent pooling and LLM2CLIP's adaptor
+    train as a whole.
 
     Args:
         encoder: an image or text tower.
@@ -69,7 +70,7 @@ def _targets(encoder: Tower, targets: str | tuple[str, ...]) -> list[str]:
     fitting = {
         name: module
         for name, module in encoder.named_modules()
-        if _adaptable(module) and not name.startswith("pooler.")
+        if _adaptable(module) and not name.startswith(("pooler.", "adaptor."))
     }
     if targets == "all-linear":
         found = [name for name, module in fitting.items() if not isinstance(module, nn.Conv2d)]

@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-from jaxtyping import Bool, Float, Int
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, validate_call
-from torch import Tensor, nn
+from torch import nn
 
 from medvl.catalogue import Catalogue
 from medvl.encoders.configs import (
@@ -27,10 +26,11 @@ from medvl.encoders.configs import (
     position_offset,
     reading_of,
 )
-from medvl.encoders.textpool import LatentPool, Pooling, membership, pool_tokens, word_weights
-from medvl.encoders.tower import Tower, build_tower
+from medvl.encoders.llm2clip import AdaptorShape, Llm2ClipTower, StateCache, model_key
+from medvl.encoders.textpool import Pooling
+from medvl.encoders.texttower import TextTower
+from medvl.encoders.tower import build_tower
 from medvl.errors import ConfigError, MissingDependency, nearest
-from medvl.features import TextFeatures
 from medvl.tokens import ReportTokeniser, train_tokeniser
 
 __all__ = [
@@ -44,105 +44,6 @@ __all__ = [
 
 TEXT_ENCODERS: Catalogue[TextTower] = Catalogue("text encoder")
 _checked = validate_call(config=ConfigDict(arbitrary_types_allowed=True))
-
-
-class TextTower(Tower):
-    """A transformer over report tokens: :class:`medvl.features.TextEncoder` with a training policy.
-
-    With h_i the last hidden states and m_i the token mask (0 padding, k sentence k, -1 special):
-
-    * pooled: ``mean``, ``cls``, ``last`` or ``weighted`` (:func:`~medvl.encoders.textpool.pool_tokens`), or
-      ``latent``, a :class:`~medvl.encoders.textpool.LatentPool`;
-    * a word is the *sum* of its pieces, ``w_j = Σ_{i in j} h_i`` (METHODS of MGCA, arXiv 2210.06044, A.2);
-    * a sentence is the mean of its tokens;
-    * ``word_weights``, if asked for: attention of the first token to the pieces of a word in the last layer,
-      mean over heads, summed per word, scaled to sum 1 and detached.
-
-    Positions count real tokens only, so padding on either side changes nothing.
-    """
-
-    continuation: Tensor
-
-    def __init__(
-        self,
-        model: Any,
-        *,
-        name: str,
-        architecture: Mapping[str, Any],
-        continuation: Bool[Tensor, " vocab"] | None = None,
-    ) -> None:
-        super().__init__(name=name, architecture=architecture)
-        self.model = model
-        config = architecture["config"]
-        self.pooling: str = architecture["pooling"]
-        self.with_weights: bool = architecture["word_weights"]
-        self.width = self.word_width = int(model.config.hidden_size)
-        self.pooler = LatentPool(self.width) if self.pooling == "latent" else None
-        self.offset = position_offset(config)
-        vocab = torch.zeros(int(config["vocab_size"]), dtype=torch.bool)
-        if continuation is not None:
-            vocab[: len(continuation)] = continuation
-        # Saved with the weights: which ids continue a word is part of how this encoder reads.
-        self.register_buffer("continuation", vocab)
-
-    def forward(
-        self, tokens: Int[Tensor, "batch tokens"], token_mask: Int[Tensor, "batch tokens"]
-    ) -> TextFeatures:
-        """Return pooled, word and sentence vectors; a batch without words gets one masked column."""
-        hidden, attention = self._hidden(tokens, token_mask)
-        words = self._word_numbers(tokens, token_mask)
-        to_word = membership(words).to(hidden.dtype)
-        to_sentence = membership(token_mask).to(hidden.dtype)
-        pieces = to_sentence.sum(1)
-        summed = torch.einsum("bts,btd->bsd", to_sentence, hidden)
-        return TextFeatures(
-            pooled=self._pool(hidden, token_mask != 0),
-            words=torch.einsum("btw,btd->bwd", to_word, hidden),
-            word_mask=to_word.sum(1) > 0,
-            sentences=summed / pieces.clamp(min=1)[..., None],
-            sentence_mask=pieces > 0,
-            word_weights=None if attention is None else word_weights(attention, token_mask, to_word),
-        )
-
-    def pool(
-        self, tokens: Int[Tensor, "batch tokens"], token_mask: Int[Tensor, "batch tokens"]
-    ) -> Float[Tensor, "batch width"]:
-        """Return the pooled vector alone; all shapes are static, so this is the part to export."""
-        return self._pool(self._hidden(tokens, token_mask)[0], token_mask != 0)
-
-    def set_policy(self, policy: str) -> TextTower:
-        """Set how far this tower trains; a latent pooling is too new to be adapted and trains as a whole."""
-        super().set_policy(policy)
-        if self.pooler is not None:
-            self.pooler.requires_grad_(policy != "frozen")
-        return self
-
-    def states(
-        self, tokens: Int[Tensor, "batch tokens"], token_mask: Int[Tensor, "batch tokens"]
-    ) -> Float[Tensor, "batch tokens width"]:
-        """Return the last hidden state of each token, zero where a row is padding."""
-        return self._hidden(tokens, token_mask)[0]
-
-    def _pool(self, hidden: Tensor, real: Tensor) -> Tensor:
-        if self.pooler is not None:
-            return self.pooler(hidden, real)
-        return pool_tokens(hidden, real, pooling=self.pooling)
-
-    def _hidden(self, tokens: Tensor, token_mask: Tensor) -> tuple[Tensor, Tensor | None]:
-        real = token_mask != 0
-        positions = (real.cumsum(1) - 1).clamp(min=0) + self.offset
-        extra = {"output_attentions": True} if self.with_weights else {}
-        output = self.model(input_ids=tokens, attention_mask=real.long(), position_ids=positions, **extra)
-        # Where a row is padding a masked softmax may leave anything, and 0 · NaN is NaN.
-        hidden = output.last_hidden_state.float().masked_fill(~real[..., None], 0.0)
-        return hidden, output.attentions[-1] if self.with_weights else None
-
-    def _word_numbers(self, tokens: Tensor, token_mask: Tensor) -> Int[Tensor, "batch tokens"]:
-        """Return the word number of each token, from 1; 0 is no word."""
-        before = torch.cat([torch.zeros_like(token_mask[:, :1]), token_mask[:, :-1]], 1)
-        inside = token_mask > 0
-        starts = inside & ((before != token_mask) | ~self.continuation[tokens])
-        return starts.cumsum(1) * inside
 
 
 def text_tower(
@@ -167,7 +68,8 @@ def text_tower(
             hint="Lower max_tokens of the tokeniser.",
         )
     continuation = torch.from_numpy(tokeniser.continuation)
-    return TextTower(model, name=name, architecture=architecture, continuation=continuation)
+    kind = Llm2ClipTower if "adaptor" in architecture else TextTower
+    return kind(model, name=name, architecture=architecture, continuation=continuation)
 
 
 @TEXT_ENCODERS.add("bert")
@@ -265,6 +167,68 @@ def huggingface(
     )
 
 
+@TEXT_ENCODERS.add("llm2clip")
+@_checked
+def llm2clip(
+    tokeniser: ReportTokeniser,
+    *,
+    path: str,
+    depth: Annotated[int, Field(ge=0, le=64)] = 4,
+    expansion: PositiveInt = 2,
+    cache: bool = True,
+    cache_file: str | None = None,
+    pooling: Pooling | None = None,
+    bidirectional: bool | None = None,
+    dtype: Dtype = "float32",
+    allow_download: bool = False,
+) -> TextTower:
+    """Return a language model that rests under an adaptor that trains (LLM2CLIP, arXiv 2411.04997).
+
+    With the recipe's ``lora`` options for this tower the model is read live and its adapters train too.
+
+    Args:
+        tokeniser: of the same directory, see :func:`text_tokeniser`.
+        path: a directory such as ``medvl text adapt`` writes, or a hub name.
+        depth: residual blocks of the adaptor.
+        expansion: of a block's inner width.
+        cache: read each distinct text once and keep its states; see
+            :class:`~medvl.encoders.llm2clip.StateCache` for what that costs.
+        cache_file: states that :func:`~medvl.encoders.llm2clip.fill_cache` wrote; one of another model is
+            refused.
+        pooling: as for ``huggingface``.
+        bidirectional: as for ``huggingface``.
+        dtype: of the language model's weights.
+        allow_download: without it a hub name is only looked up among the files already downloaded.
+
+    Raises:
+        ConfigError: see ``huggingface``.
+        DigestMismatch: the cache was made by another model, tokeniser or length.
+    """
+    directory = model_directory(path, allow_download=allow_download)
+    reading = reading_of(directory)
+    model, config = load_backbone(
+        directory,
+        eager=False,
+        bidirectional=reading.bidirectional if bidirectional is None else bidirectional,
+        dtype=dtype,
+    )
+    architecture = {
+        "config": config,
+        "pooling": pooling or reading.pooling,
+        "word_weights": False,
+        "bidirectional": reading.bidirectional if bidirectional is None else bidirectional,
+        "dtype": dtype,
+        "adaptor": {"depth": depth, "expansion": expansion},
+    }
+    tower = text_tower("llm2clip", model, architecture, tokeniser)
+    if tower.pooler is not None:
+        load_pooling(tower.pooler, directory)
+    if cache or cache_file:
+        key = model_key(directory, tokeniser=tokeniser, architecture=architecture)
+        tower.cache = StateCache.load(Path(cache_file), key=key) if cache_file else StateCache(key)
+    return tower
+
+
 @TEXT_ENCODERS.add("minilm")
 @_checked
 def minilm(tokeniser: ReportTokeniser, *, pooling: Pooling = "mean", word_weights: bool = False) -> TextTower:
@@ -342,7 +306,7 @@ def text_tokeniser(
     TEXT_ENCODERS.factory(name)
     if name == "minilm":
         return ReportTokeniser.from_directory(_minilm_directory(), max_tokens=max_tokens)
-    if name == "huggingface":
+    if name in ("huggingface", "llm2clip"):
         directory = model_directory(
             options.get("path", ""), allow_download=bool(options.get("allow_download"))
         )
@@ -371,6 +335,7 @@ class _Architecture(BaseModel):
     word_weights: bool
     bidirectional: bool
     dtype: Dtype
+    adaptor: AdaptorShape | None = None
 
 
 def rebuild_text_encoder(name: str, architecture: Mapping[str, Any]) -> TextTower:
@@ -390,4 +355,7 @@ def rebuild_text_encoder(name: str, architecture: Mapping[str, Any]) -> TextTowe
     except ValidationError as error:
         first = error.errors()[0]
         raise ConfigError(f"text encoder '{name}': {first['loc'][0]}: {first['msg']}.") from error
-    return TextTower(_backbone(checked), name=name, architecture=checked)
+    if checked["adaptor"] is None:
+        del checked["adaptor"]
+    kind = TextTower if "adaptor" not in checked else Llm2ClipTower
+    return kind(_backbone(checked), name=name, architecture=checked)
