@@ -16,7 +16,6 @@ from medvl.corpus import ReportCase, Wording
 from medvl.preprocess.reports.facts import Facts, facts_of
 from medvl.preprocess.reports.wording import (
     PARTS,
-    Part,
     articles,
     capital,
     fill,
@@ -45,7 +44,7 @@ HELD_OUT_ERRORS = frozenset({"unit", "finding", "certainty"})
 """Errors that only the part ``test`` has."""
 
 
-def hard_negatives(case: ReportCase, *, seed: int, part: Part = "train") -> tuple[Wording, ...]:
+def hard_negatives(case: ReportCase, *, seed: int, part: str = "train") -> tuple[Wording, ...]:
     """Return a report with one error, at most once for each kind of error that fits it.
 
     What an error must do is checked: ``negation``, ``finding``, ``certainty`` and ``insertion`` move the

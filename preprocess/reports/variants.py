@@ -15,7 +15,6 @@ from medvl.preprocess.reports.facts import contradicts, expanded, facts_of, move
 from medvl.preprocess.reports.findings import VOCABULARIES, sentence_states
 from medvl.preprocess.reports.rewrite import PROMPT, Generator, rewrite_sentences
 from medvl.preprocess.reports.wording import (
-    Part,
     Wordings,
     capital,
     load_wordings,
@@ -50,7 +49,7 @@ _PARTIAL = frozenset({"impression", "findings"})
 
 
 def variants(
-    case: ReportCase, *, seed: int, part: Part = "train", refused: Counter[str] | None = None
+    case: ReportCase, *, seed: int, part: str = "train", refused: Counter[str] | None = None
 ) -> tuple[Wording, ...]:
     """Return other wordings of a report, at most one of each kind, each with the same facts.
 

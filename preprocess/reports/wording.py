@@ -86,7 +86,7 @@ class Wordings:
             fitting = [
                 phrase
                 for phrase in self.phrases[known]
-                if phrase != known and (whole or not (_CLAUSE.match(phrase) or _CLAUSE.match(known)))
+                if whole or not (_CLAUSE.match(phrase) or _CLAUSE.match(known))
             ]
             return _like(match[0], draw.choice(fitting)) if fitting and draw.random() < chance else match[0]
 
@@ -147,7 +147,15 @@ def load_wordings(part: str) -> Wordings:
     for group in table["phrases"][part]:
         known, written = _parts(group)
         for phrase in known:
-            phrases[phrase] = tuple(dict.fromkeys((*phrases.get(phrase, ()), *written)))
+            others = [other for other in written if other != phrase]
+            phrases[phrase] = tuple(dict.fromkeys((*phrases.get(phrase, ()), *others)))
+    if part == "test":  # what training may write is not held out
+        seen = load_wordings("train").phrases
+        phrases = {
+            phrase: tuple(other for other in others if other not in seen.get(phrase, ()))
+            for phrase, others in phrases.items()
+        }
+    phrases = {phrase: others for phrase, others in phrases.items() if others}
     longest = sorted(map(re.escape, phrases), key=len, reverse=True)
     sentences = []
     for meaning, group in table["sentences"][part].items():
