@@ -136,3 +136,36 @@ def test_refusals(tokeniser):
     add_lora(encoder)
     with pytest.raises(ConfigError, match="encoder 'bert' has adapters already"):
         add_lora(encoder)
+
+
+class TestDora:
+    def test_at_the_start_it_changes_nothing_and_merged_it_is_exact(self, tokeniser):
+        encoder, inputs, _ = text_case(tokeniser)
+        before = encoder.eval()(*inputs).pooled
+        names = set(encoder.state_dict())
+        add_lora(encoder, LoraOptions(rank=2, alpha=8, dora=True))
+        # m = ‖W‖ at first, and dividing by it again rounds
+        torch.testing.assert_close(encoder.eval()(*inputs).pooled, before, atol=1e-5, rtol=1e-5)
+        trained(encoder, inputs)
+        unmerged = encoder(*inputs).pooled
+        assert not torch.allclose(unmerged, before, atol=1e-3)
+        merged = merge_lora(copy.deepcopy(encoder)).eval()
+        assert set(merged.state_dict()) == names
+        torch.testing.assert_close(merged(*inputs).pooled, unmerged, atol=1e-5, rtol=1e-5)
+
+    def test_it_is_the_formula(self, tokeniser):
+        encoder, _, _ = text_case(tokeniser)
+        add_lora(encoder, LoraOptions(rank=2, alpha=5, targets="*.query", dora=True))
+        layer = next(m for name, m in encoder.named_modules() if name.endswith("0.attention.self.query"))
+        a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+        m = layer.lora_magnitude_vector["default"].weight
+        torch.testing.assert_close(m, layer.base_layer.weight.norm(dim=1))
+        torch.nn.init.normal_(b)
+        torch.nn.init.uniform_(m, 0.5, 2.0)
+        x = torch.randn(4, 32)
+        v = layer.base_layer.weight + 5 / 2 * b @ a
+        expected = x @ (m[:, None] * v / v.norm(dim=1, keepdim=True)).T + layer.base_layer.bias
+        torch.testing.assert_close(layer(x), expected, atol=1e-5, rtol=1e-4)
+        # r (d_in + d_out) and one length for each output, in 2 layers
+        count = sum(value.numel() for value in encoder.parameters() if value.requires_grad)
+        assert count == 2 * (2 * (32 + 32) + 32)
