@@ -236,3 +236,108 @@ def test_scale_starts_at_the_temperature_and_is_clamped():
 def test_impossible_temperature():
     with pytest.raises(ConfigError, match=r"temperature is 0\.001\. Allowed: 0\.01 or more"):
         LogitScale(temperature=0.001)
+
+
+# --- blocks ---------------------------------------------------------------------------------------
+
+
+def gradients(loss, inputs):
+    return [loss.detach(), *torch.autograd.grad(loss, inputs)]
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("rows", [1, 3, 7, 8])
+@pytest.mark.parametrize("scale", [7.0, 100.0])
+def test_blocks_are_the_whole(mode, rows, scale):
+    # 7 rows in blocks: one by one, a ragged last block, exactly one block, a block larger than the batch.
+    # One-sided positives: a block of rows must still know the sums of whole columns.
+    inputs = [rand(1, 7, 4).requires_grad_(), rand(2, 7, 4).requires_grad_(), torch.tensor(scale, dtype=D)]
+    inputs[2].requires_grad_()
+    positives = graded(7)
+    positives[0, 1] = 1.0
+    positives[4, 2] = 0.25
+    at = {"scale": inputs[2], "false_negatives": mode, "image_weight": 0.75}
+    whole = gradients(dense_contrast(inputs[0], inputs[1], positives, **at), inputs)
+    parts = gradients(clip_loss(inputs[0], inputs[1], positives, block_rows=rows, **at), inputs)
+    for a, b in zip(parts, whole, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-11, rtol=1e-9)
+
+
+def dense_contrast(images, texts, positives, *, scale, false_negatives, image_weight):
+    """The same formula over the whole matrix at once, by autograd."""
+    logits = scale * torch.nn.functional.normalize(images, dim=1) @ torch.nn.functional.normalize(texts).T
+    forward = cross_entropy(logits, *false_negative_targets(positives, mode=false_negatives)).mean()
+    backward = cross_entropy(logits.T, *false_negative_targets(positives.T, mode=false_negatives)).mean()
+    return image_weight * forward + (1 - image_weight) * backward
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("scale", [14.3, 76.0, 100.0])
+def test_single_precision_blocks_are_as_exact_as_the_whole(mode, scale):
+    # 76 + ln 64 is past the range of one shift-free exponential in single precision, 14.3 is not.
+    images, texts = rand(1, 64, 16), rand(2, 64, 16)
+    at = {"scale": scale, "false_negatives": mode, "image_weight": 0.5}
+    exact_inputs = [images.clone().requires_grad_(), texts.clone().requires_grad_()]
+    exact = gradients(dense_contrast(*exact_inputs, graded(64), **at), exact_inputs)
+    inputs = [images.float().requires_grad_(), texts.float().requires_grad_()]
+    fast = gradients(clip_loss(*inputs, graded(64), block_rows=24, **at), inputs)
+    for a, b in zip(fast, exact, strict=True):
+        assert (a - b).abs().max() <= 1e-5 * b.abs().max()
+
+
+def test_blocks_ask_positives_for_their_rows_only():
+    class Rows:
+        def __init__(self, matrix):
+            self.matrix, self.asked = matrix, []
+
+        def __len__(self):
+            return len(self.matrix)
+
+        def rows(self, start, stop):
+            self.asked.append((start, stop))
+            return self.matrix[start:stop]
+
+        def columns(self, start, stop):
+            return self.matrix[:, start:stop].T
+
+    images, texts = rand(1, 5, 4).requires_grad_(), rand(2, 5, 4)
+    lazy = Rows(graded(5))
+    loss = clip_loss(images, texts, lazy, scale=9.0, false_negatives="soft", block_rows=2)
+    loss.backward()
+    # Once for the sums, once more where the gradient computes the block again.
+    assert lazy.asked == [(0, 2), (2, 4), (4, 5)] * 2
+    assert loss.item() == pytest.approx(
+        clip_loss(images, texts, graded(5), scale=9.0, false_negatives="soft").item(), abs=1e-12
+    )
+    lazy.asked.clear()
+    clip_loss(images, texts, lazy, scale=9.0, block_rows=2)
+    assert lazy.asked == []
+
+
+def test_a_second_backward_pass_and_frozen_sides():
+    images, texts = rand(1, 6, 4).requires_grad_(), rand(2, 6, 4).requires_grad_()
+    loss = clip_loss(images, texts, torch.eye(6), scale=9.0)
+    first = torch.autograd.grad(loss, [images, texts], retain_graph=True)
+    second = torch.autograd.grad(loss, [images, texts])
+    torch.testing.assert_close(first, second, atol=0, rtol=0)
+    for rows in (None, 4):
+        frozen = clip_loss(images, texts.detach(), torch.eye(6), scale=9.0, block_rows=rows)
+        torch.testing.assert_close(torch.autograd.grad(frozen, images)[0], first[0])
+        scale = torch.tensor(9.0, dtype=D, requires_grad=True)
+        only = clip_loss(images.detach(), texts.detach(), torch.eye(6), scale=scale, block_rows=rows)
+        slope = torch.autograd.grad(only, scale)[0].item()
+        step = [clip_loss(images, texts, torch.eye(6), scale=9 + h).item() for h in (1e-6, -1e-6)]
+        assert slope == pytest.approx((step[0] - step[1]) / 2e-6, rel=1e-6)
+
+
+def test_backward_inside_autocast_changes_nothing():
+    images, texts = rand(1, 40, 8).float().requires_grad_(), rand(2, 40, 8).float()
+    plain = torch.autograd.grad(clip_loss(images, texts, torch.eye(40), scale=9.0, block_rows=16), images)[0]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = clip_loss(images, texts, torch.eye(40), scale=9.0, block_rows=16)
+        torch.testing.assert_close(torch.autograd.grad(loss, images)[0], plain, atol=0, rtol=0)
+
+
+def test_impossible_scale():
+    with pytest.raises(ConfigError, match=r"the scale of the contrast is 1000\. Allowed: up to 600"):
+        clip_loss(rand(1, 3, 4), rand(2, 3, 4), torch.eye(3), scale=1000.0)

@@ -16,7 +16,7 @@ from medvl.errors import ConfigError
 from medvl.features import Positives
 from medvl.objectives.options import FalseNegatives, false_negatives_mode
 
-__all__ = ["block_answers", "blocks", "full_precision", "right_answers", "two_way_contrast"]
+__all__ = ["block_answers", "blocks", "exponent_dtype", "full_precision", "right_answers", "two_way_contrast"]
 
 # Logits computed at once: 4 MiB in single precision stay near a processor's cache; an accelerator wants
 # fewer, larger blocks.
@@ -153,7 +153,7 @@ class _TwoWayContrast(torch.autograd.Function):
         size = len(images)
         ctx.parts = list(blocks(size, block_rows, columns=size, device=images.device))
         ctx.positives, ctx.mode, ctx.image_weight = positives, mode, image_weight
-        ctx.work = _exponent_dtype(images, float(scale))
+        ctx.work = exponent_dtype(float(scale), size=size, dtype=images.dtype)
         images, image_lengths = _unit(images)
         texts, text_lengths = _unit(texts)
         # By row and by column; matches and their weights are those of the right answers.
@@ -267,9 +267,13 @@ def _exponentials(
     return exponentials if left_out is None else exponentials.masked_fill_(left_out, 0.0)
 
 
-def _exponent_dtype(images: Float[Tensor, "batch dim"], scale: float) -> torch.dtype:
-    """The precision whose range holds a sum of ``exp(±scale)``."""
-    largest = abs(scale) + math.log(max(1, len(images)))
+def exponent_dtype(scale: float, *, size: int, dtype: torch.dtype) -> torch.dtype:
+    """Return the precision, ``dtype`` or better, whose range holds a sum of ``size`` terms ``exp(±scale)``.
+
+    Raises:
+        ConfigError: a ``scale`` above 600.
+    """
+    largest = abs(scale) + math.log(max(1, size))
     if largest > LARGEST[torch.float64]:
         raise ConfigError(f"the scale of the contrast is {scale:g}.", hint="Allowed: up to 600.")
-    return torch.float64 if largest > LARGEST[torch.float32] else images.dtype
+    return torch.float64 if largest > LARGEST[torch.float32] else dtype
