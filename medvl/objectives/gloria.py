@@ -180,7 +180,9 @@ def gloria_scores(
             if aggregate == "mean":
                 found = found - found.new_tensor(captions).log()[:, None]
             scores[spoken] = found
-        return scores
+            return scores
+        # Nothing to score, but something to take the gradient of.
+        return scores + cosines.sum()
 
 
 def gloria_local_loss(
