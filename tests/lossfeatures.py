@@ -14,6 +14,7 @@ OPTIONS = {
     "multi": {"prototypes": 12},
     # The negatives of "n" are drawn by place in the batch: T2 holds on average only.
     "symile": {"negatives": "n_squared"},
+    "villa": {"findings": ["oedema", "effusion", "nodule", "fracture"]},
 }
 NAMES = list(OBJECTIVES)
 OWN_ATTENTION = "learned matrices attend to the regions and project what they see; they do not rotate along"
@@ -29,6 +30,7 @@ EXEMPT = {
         "T3": "a sum of products of three coordinates depends on the axes",
         "pairs": "it brings tuples together, of which no two parts need to be alike",
     },
+    "villa": {"T3": "the heads are learned functions of the axes"},
 }
 """Tests of the conventions (T1 …) that an objective's own formula excludes, each with the reason; ``pairs``
 is that free embeddings of an image and its text become alike, ``identity`` that a diagonal of positives is

@@ -137,9 +137,10 @@ def test_t5_autocast_changes_nothing(name):
 def test_t5_gradcheck(name):
     objective = build(name)
     # The assignments of Sinkhorn are constants by definition, which a finite difference would not see;
-    # test_objectives_prototypes checks that term.
-    if "prototype" in getattr(objective, "weights", {}):
-        objective.weights["prototype"] = 0.0
+    # test_objectives_prototypes checks that term; test_objectives_villa checks the mapping, which does
+    # not move what it maps.
+    for constant in {"prototype", "mapping"} & set(getattr(objective, "weights", {})):
+        objective.weights[constant] = 0.0
     image, text = features(n := {1: 3, 2: 4}[objective.views], words=3, sentences=2, regions=4)
 
     def loss(pooled, regions, text_pooled, words, sentences, attributes):

@@ -59,11 +59,35 @@ class AttributeHeads(nn.Module):
 
 
 def best_region(
-    cosines: Float[Tensor, "images attributes regions"], region_mask: Bool[Tensor, "images regions"]
+    cosines: Float[Tensor, "images attributes regions"],
+    region_mask: Bool[Tensor, "images regions"],
+    *,
+    temperature: float = 0.0,
 ) -> Float[Tensor, "images attributes"]:
-    """Return the highest cosine of each image with each attribute; an image without regions counts them all."""
-    empty = ~region_mask & region_mask.any(dim=-1, keepdim=True)
-    return cosines.masked_fill(empty[:, None], -math.inf).amax(dim=-1)
+    """How well the best region of an image answers to an attribute; with a temperature, a soft best.
+
+    ``c_ia = max_r cos_iar``, or ``Σ_r softmax_r(cos_ia/T)_r cos_iar``
+
+    Through a hard maximum a head learns from the region alone that it happened to prefer at first, and may
+    learn such regions by heart; through a soft one it hears of all of them.
+
+    Args:
+        cosines: of each region with each attribute.
+        region_mask: True where a region sees the film; an image without any counts them all.
+        temperature: T; 0 is the maximum.
+
+    Examples:
+        >>> cosines = torch.tensor([[[0.0, 0.5]]])
+        >>> best_region(cosines, torch.ones(1, 2) > 0).item()
+        0.5
+        >>> round(best_region(cosines, torch.ones(1, 2) > 0, temperature=0.5).item(), 4)  # e / 2(1 + e)
+        0.3655
+    """
+    empty = (~region_mask & region_mask.any(dim=-1, keepdim=True))[:, None]
+    if temperature == 0:
+        return cosines.masked_fill(empty, -math.inf).amax(dim=-1)
+    attention = (cosines / temperature).masked_fill(empty, -math.inf).softmax(dim=-1)
+    return (attention * cosines).sum(dim=-1)
 
 
 def mapping_loss(
@@ -185,6 +209,7 @@ class Villa(AlignmentObjective):
         mapping_epochs: epochs in which only the mapping learns from regions.
         temperature: initial temperature of both learned scales.
         mapping_temperature: τ of the mapping.
+        region_temperature: of the soft best region that the mapping learns from; 0 is the paper's maximum.
         margin: a region shows a finding if its cosine is at most this far below the best region's.
         false_negatives: what becomes of other cases that are right answers, in the contrast of whole cases.
 
@@ -209,17 +234,20 @@ class Villa(AlignmentObjective):
         mapping_epochs: int = 1,
         temperature: float = 0.07,
         mapping_temperature: float = 0.07,
+        region_temperature: float = 0.3,
         margin: float = 0.2,
         false_negatives: str = "none",
     ) -> None:
         super().__init__()
         check_numbers(0.0, instance_weight=instance_weight, mapping_weight=mapping_weight)
         check_numbers(0.0, region_weight=region_weight, margin=margin)
+        check_numbers(0.0, region_temperature=region_temperature)
         check_numbers(0, mapping_epochs=mapping_epochs)
         check_numbers(0.01, mapping_temperature=mapping_temperature)
         self.weights = {"instance": instance_weight, "mapping": mapping_weight, "region": region_weight}
-        self.mapping_epochs, self.epoch = mapping_epochs, 0
+        self.mapping_epochs, self.joined = mapping_epochs, True
         self.mapping_temperature, self.margin = mapping_temperature, margin
+        self.region_temperature = region_temperature
         self.false_negatives = false_negatives_mode(false_negatives)
         self.scale = LogitScale(temperature=temperature)
         self.region_scale = LogitScale(temperature=temperature)
@@ -233,7 +261,7 @@ class Villa(AlignmentObjective):
 
     def on_epoch(self, epoch: int) -> None:
         """Say which epoch begins: regions join from ``mapping_epochs`` on."""
-        self.epoch = epoch
+        self.joined = epoch >= self.mapping_epochs
 
     def forward(
         self,
@@ -258,7 +286,7 @@ class Villa(AlignmentObjective):
         # Autocast would bring the products back to half precision.
         with torch.autocast(regions.device.type, enabled=False):
             cosines = self.heads(regions.detach(), attributes.detach())
-            scores = best_region(cosines, mask) / self.mapping_temperature
+            best = best_region(cosines, mask, temperature=self.region_temperature)
             mapped = map_regions(cosines.detach(), present, mask, margin=self.margin)
             terms = {
                 "instance": clip_loss(
@@ -268,10 +296,10 @@ class Villa(AlignmentObjective):
                     scale=self.scale(),
                     false_negatives=self.false_negatives,
                 ),
-                "mapping": mapping_loss(scores, present, absent=absent),
+                "mapping": mapping_loss(best / self.mapping_temperature, present, absent=absent),
                 "region": region_attribute_loss(
                     regions, attributes, mapped, scale=self.region_scale(), unknown=~(present | absent)
                 ),
             }
-        region = self.weights["region"] if self.epoch >= self.mapping_epochs else 0.0
+        region = self.weights["region"] if self.joined else 0.0
         return weighted(terms, {**self.weights, "region": region})
