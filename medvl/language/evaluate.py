@@ -15,7 +15,7 @@ from medvl.evaluation.bootstrap import METHOD, Number
 from medvl.evaluation.classification import classify
 from medvl.evaluation.tables import cell
 from medvl.language.baselines import Embed
-from medvl.language.probe import nested_share, probe_scores
+from medvl.language.probe import FOLDS, nested_share, probe_scores
 from medvl.language.robustness import (
     Figures,
     Vectors,
@@ -68,7 +68,8 @@ class TextEvaluation:
             UsageError: there is no such figure; the message names the nearest.
         """
         if key not in self.figures.numbers:
-            raise UsageError(f"there is no figure '{key}'.", hint=nearest(key, self.figures.numbers))
+            near = nearest(key, self.figures.numbers).rpartition(". ")[2]
+            raise UsageError(f"there is no figure '{key}'.", hint=near if near.startswith("Did") else "")
         return self.figures.numbers[key]
 
     def to_json(self) -> dict[str, Any]:
@@ -196,6 +197,8 @@ def _probe_figures(figures: Figures, trials: Trials, vectors: Vectors) -> list[s
     for share in SHARES:
         chosen = nested_share(people, share=share, seed=figures.seed) > 0
         part = [person for person, kept in zip(people, chosen, strict=True) if kept]
+        if len(set(part)) < FOLDS:
+            continue  # too few to choose a penalty on; the tables lack the row
         scores = probe_scores(inputs[chosen], known[chosen], others, patients=part, seed=figures.seed)
         judged = classify(
             truth,

@@ -13,7 +13,10 @@ from scipy.special import expit
 from medvl.errors import UsageError
 from medvl.evaluation.classification import auroc
 
-__all__ = ["PENALTIES", "fit_probe", "probe_scores"]
+__all__ = ["FOLDS", "PENALTIES", "fit_probe", "nested_share", "probe_scores"]
+
+FOLDS = 3
+"""Inner folds, on which the penalty is chosen."""
 
 PENALTIES = (1e-3, 1e-2, 1e-1, 1.0)
 """Tried weights of the squared norm, per report, on standardised features."""
@@ -64,7 +67,7 @@ def probe_scores(
     test: Float[np.ndarray, "others width"],
     *,
     patients: Collection[Any],
-    folds: int = 3,
+    folds: int = FOLDS,
     seed: int = 0,
 ) -> Float[np.ndarray, "others findings"]:
     """Return the log-odds of each finding for the test reports.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, TypeAlias
+from typing import Literal, Protocol, TypeAlias, runtime_checkable
 
 from medvl.corpus import ReportCase, Wording
 from medvl.errors import UsageError
@@ -22,6 +22,7 @@ Part = Literal["train", "test"]
 PARTS: tuple[Part, ...] = ("train", "test")
 
 
+@runtime_checkable
 class Reword(Protocol):
     """What makes wordings: ``medvl.preprocess.reports.variants.variants`` and its like."""
 
