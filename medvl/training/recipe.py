@@ -9,11 +9,12 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from medvl.alignment import ProjectionConfig, TowerRecipe
+from medvl.catalogue import Catalogue
 from medvl.config import dump_yaml, parse_yaml, read_config
 from medvl.data.augment import Augment
 from medvl.data.positives import PositivesMode
@@ -23,8 +24,9 @@ from medvl.errors import ConfigError, nearest
 from medvl.objectives import OBJECTIVES
 from medvl.specs import InputSpec
 
-__all__ = ["Recipe", "load_recipe", "merge"]
+__all__ = ["Recipe", "Section", "Whole", "load_recipe", "merge", "read_values"]
 
+W = TypeVar("W", bound="Whole")
 _OF_NAME = ("options", "lora", "train", "freeze_layers", "weights")
 """What a recipe says of one encoder or objective and would not mean of another."""
 
@@ -154,37 +156,19 @@ class Machine(Section):
     tensorboard: bool = True
 
 
-class Recipe(Section):
-    r"""All values of a training run.
-
-    Examples:
-        >>> text = "modality: cxr\nimage: {name: resnet}\ntext: {name: bert}\nobjective: {name: clip}"
-        >>> recipe = load_recipe(text)
-        >>> recipe.with_overrides(["optimiser.lr=3e-4"]).optimiser.lr
-        0.0003
-    """
+class Whole(Section):
+    """A whole recipe: it can be printed, changed, checked and compared."""
 
     what: ClassVar[str] = "recipe"
     modality: Literal["cxr", "ct", "pathology"]
     about: str = ""
     """One line for ``medvl recipes``."""
-    data: Data = Data()
-    input: InputSpec = InputSpec()
-    augment: Augmentation = Augmentation()
-    image: TowerRecipe
-    text: TextTower
-    projection: ProjectionConfig = ProjectionConfig()
-    objective: Aim
-    optimiser: Optimiser = Optimiser()
-    schedule: Schedule = Schedule()
-    loop: Loop = Loop()
-    machine: Machine = Machine()
 
     def to_yaml(self) -> str:
         """Return the recipe with every value, as YAML that reads back as the same recipe."""
         return dump_yaml(self.model_dump(mode="json"))
 
-    def with_overrides(self, overrides: Sequence[str]) -> Recipe:
+    def with_overrides(self: W, overrides: Sequence[str]) -> W:
         """Return a recipe with some values replaced, each given as ``section.key=value``.
 
         Raises:
@@ -196,7 +180,7 @@ class Recipe(Section):
         return type(self).from_values(values)
 
     @classmethod
-    def from_values(cls, values: Any) -> Recipe:
+    def from_values(cls: type[W], values: Any) -> W:
         """Check plain values.
 
         Raises:
@@ -214,16 +198,51 @@ class Recipe(Section):
             where = ".".join(str(part) for part in first["loc"])
             got = "" if first["type"] == "missing" else f" is {first['input']!r}"
             raise ConfigError(f"recipe: {where}{got}: {first['msg']}.") from error
-        _check_names(recipe)
+        _check_names(recipe.named())
         return recipe
 
-    def differences(self, other: Recipe) -> list[str]:
+    def named(self) -> Sequence[tuple[str, Catalogue[Any], str, Mapping[str, Any]]]:
+        """Return section, catalogue, name and options of all that is named from a catalogue."""
+        return ()
+
+    def differences(self, other: Whole) -> list[str]:
         """Return the keys, with both values, in which two recipes compute something else."""
         ours, theirs = (_flat(r.model_dump(mode="json", exclude={"machine", "about"})) for r in (self, other))
         keys = sorted(ours.keys() | theirs.keys())
         return [
             f"{key}: {ours.get(key)} / {theirs.get(key)}" for key in keys if ours.get(key) != theirs.get(key)
         ]
+
+
+class Recipe(Whole):
+    r"""All values of a training run.
+
+    Examples:
+        >>> text = "modality: cxr\nimage: {name: resnet}\ntext: {name: bert}\nobjective: {name: clip}"
+        >>> recipe = load_recipe(text)
+        >>> recipe.with_overrides(["optimiser.lr=3e-4"]).optimiser.lr
+        0.0003
+    """
+
+    data: Data = Data()
+    input: InputSpec = InputSpec()
+    augment: Augmentation = Augmentation()
+    image: TowerRecipe
+    text: TextTower
+    projection: ProjectionConfig = ProjectionConfig()
+    objective: Aim
+    optimiser: Optimiser = Optimiser()
+    schedule: Schedule = Schedule()
+    loop: Loop = Loop()
+    machine: Machine = Machine()
+
+    def named(self) -> Sequence[tuple[str, Catalogue[Any], str, Mapping[str, Any]]]:
+        """Return the encoders and the objective."""
+        return (
+            ("image", IMAGE_ENCODERS, self.image.name, self.image.options),
+            ("text", TEXT_ENCODERS, self.text.name, self.text.options),
+            ("objective", OBJECTIVES, self.objective.name, self.objective.options),
+        )
 
 
 def load_recipe(source: Path | str, *, folder: Path | None = None) -> Recipe:
@@ -234,14 +253,21 @@ def load_recipe(source: Path | str, *, folder: Path | None = None) -> Recipe:
         folder: where ``extends: NAME`` finds ``NAME.yaml``; a recipe file's own folder comes first.
 
     Raises:
-        ConfigError: see :meth:`Recipe.from_values`; also a base that is missing or extends itself.
+        ConfigError: see :meth:`Recipe.from_values` and :func:`read_values`.
+    """
+    return Recipe.from_values(read_values(source, folder=folder))
+
+
+def read_values(source: Path | str, *, folder: Path | None = None) -> Any:
+    """Return the plain values of a recipe, laid over those that it extends; see :func:`load_recipe`.
+
+    Raises:
+        ConfigError: not YAML, or a base that is missing or extends itself.
     """
     if isinstance(source, Path):
         folders = [source.parent, *([folder] if folder else [])]
-        return Recipe.from_values(_with_bases(read_config(source), folders, (source.stem,)))
-    return Recipe.from_values(
-        _with_bases(parse_yaml(source, what="the recipe"), [folder] if folder else [], ())
-    )
+        return _with_bases(read_config(source), folders, (source.stem,))
+    return _with_bases(parse_yaml(source, what="the recipe"), [folder] if folder else [], ())
 
 
 def merge(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -306,12 +332,8 @@ def _section_of(annotation: Any) -> type[BaseModel] | None:
     return next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
 
 
-def _check_names(recipe: Recipe) -> None:
-    for path, catalogue, name, options in (
-        ("image", IMAGE_ENCODERS, recipe.image.name, recipe.image.options),
-        ("text", TEXT_ENCODERS, recipe.text.name, recipe.text.options),
-        ("objective", OBJECTIVES, recipe.objective.name, recipe.objective.options),
-    ):
+def _check_names(named: Iterable[tuple[str, Catalogue[Any], str, Mapping[str, Any]]]) -> None:
+    for path, catalogue, name, options in named:
         allowed = catalogue.options(name)
         for key in options:
             if key not in allowed:

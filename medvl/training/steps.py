@@ -10,6 +10,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import torch
 from lightning.fabric.plugins.io import CheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
 from safetensors import SafetensorError
@@ -37,7 +38,7 @@ class DirectoryIO(CheckpointIO):
     Args:
         write_model: fills a model directory with weights: the tensors named ``model.…`` here, or
             ``average.…`` where a run averages its weights.
-        averaged: whether it does. The last weights then lie in the state beside, but for shared ones.
+        averaged: whether it does. The last weights then lie in the state beside, but for equal ones.
     """
 
     def __init__(
@@ -51,11 +52,10 @@ class DirectoryIO(CheckpointIO):
         """Write a checkpoint directory, whole or not at all."""
         tensors = checkpoint["state_dict"]
         kept = {name: tensor for name, tensor in tensors.items() if name.startswith(self._kept)}
-        places = {(tensor.data_ptr(), tensor.shape) for tensor in kept.values() if tensor.numel()}
         rest = {
             name: tensor
             for name, tensor in tensors.items()
-            if name not in kept and (tensor.data_ptr(), tensor.shape) not in places
+            if name not in kept and not _equal(kept.get(self._kept + name.removeprefix(MODEL)), tensor)
         }
 
         def write(folder: Path) -> None:
@@ -98,6 +98,10 @@ def _weights(folder: Path) -> dict[str, Tensor]:
         raise CheckpointError(
             f"{folder.name}: the weights cannot be read: {error}.", hint="Remove this checkpoint."
         ) from error
+
+
+def _equal(one: Tensor | None, other: Tensor) -> bool:
+    return one is not None and one.dtype == other.dtype and torch.equal(one, other)
 
 
 class StopSignal:
