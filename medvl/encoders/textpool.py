@@ -81,10 +81,11 @@ class LatentPool(nn.Module):
             )
         self.latents = nn.Parameter(torch.randn(latents, width))
         self.attention = nn.MultiheadAttention(width, heads, batch_first=True)
-        self.mlp = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, width))
+        first, second = nn.Linear(width, width), nn.Linear(width, width)
         # At first all tokens get nearly the same mean of the latents; biases would drown what differs.
-        nn.init.zeros_(self.mlp[0].bias)
-        nn.init.zeros_(self.mlp[2].bias)
+        nn.init.zeros_(first.bias)
+        nn.init.zeros_(second.bias)
+        self.mlp = nn.Sequential(first, nn.GELU(), second)
 
     def forward(
         self, hidden: Float[Tensor, "batch tokens width"], real: Bool[Tensor, "batch tokens"]
