@@ -13,7 +13,7 @@ from sklearn.datasets import load_digits
 
 from medvl.errors import ConfigError, nearest
 
-__all__ = ["ATTRIBUTES", "CELL", "CELLS", "KINDS", "DocDigits", "docdigits", "sentence"]
+__all__ = ["ATTRIBUTES", "CELL", "CELLS", "KINDS", "SLICES", "DocDigits", "docdigits", "sentence"]
 
 CELL = 28
 SIDE = 3
@@ -32,12 +32,15 @@ ATTRIBUTES: tuple[tuple[str, str], ...] = tuple(
 )
 """All 20 attributes, kind by kind; an attribute's number is its place here."""
 
+SLICES: tuple[tuple[int, int], ...] = ((0, 10), (10, 15), (15, 17), (17, 20))
+"""First and one past the last attribute of each kind."""
+
 COLOURS = np.array([[255, 40, 40], [40, 230, 40], [70, 90, 255], [240, 220, 30], [220, 60, 230]], np.int64)
 WHITE = np.array([255, 255, 255], np.int64)
 MARKER_PX = (5, 8, 11)
 GLYPH_PX = 14
-COLOURED, MARKED = 1.0, 0.55
-"""Shares of cells with a colour, and with a marker (which has a shape and a size)."""
+MARKED = 0.55
+"""Share of cells with a marker, which has a shape and a size."""
 PARTS = {"train": slice(0, 1197), "val": slice(1197, 1497), "test": slice(1497, 1797)}
 
 
@@ -103,10 +106,11 @@ def docdigits(
 ) -> DocDigits:
     """Draw pictures until a budget is spent.
 
-    A cell holds a digit, in 70 % of cells coloured (else white), in 75 % with a marker beside it, which has a
-    shape and a size: 1 to 4 attributes. Cells are added to a picture until the next would exceed
-    ``complexity``, or all nine are full. Under a budget of ``pairs`` a higher complexity means fewer pictures;
-    under one of ``samples`` it means more pairs. The digits of the three parts are different drawings by hand.
+    A cell holds a digit in one of five colours and, in 55 % of cells, a marker beside it with a shape and a
+    size: 2 or 4 attributes. Each picture has its own share of discs among its markers. Cells are added to a
+    picture until the next would exceed ``complexity``, or all nine are full. Under a budget of ``pairs`` a
+    higher complexity means fewer pictures; under one of ``samples`` it means more pairs. The three parts show
+    different drawings of the digits.
 
     Args:
         complexity: most pairs of a cell and an attribute in a picture, 4 to 36.
@@ -137,22 +141,23 @@ def docdigits(
     images, truths, captions, spent = [], [], [], 0
     while samples is None or len(images) < samples:
         contents = _contents(rng, complexity)
-        spent += sum(1 + (colour >= 0) + 2 * (shape >= 0) for colour, shape, _ in contents)
+        spent += sum(map(len, contents))
         if pairs is not None and spent > pairs:
             break
         # Grey noise, so that an empty cell is not always the same picture.
         image = rng.integers(0, 40, (SIDE * CELL, SIDE * CELL, 1)).repeat(3, axis=2)
         truth = np.zeros((CELLS, len(ATTRIBUTES)), bool)
         places = rng.permutation(CELLS)[: len(contents)]
-        for place, (colour, shape, size) in zip(places, contents, strict=True):
-            drawing = int(rng.choice(drawings))
+        for place, (digit, colour, *marker) in zip(places, contents, strict=True):
             row, column = divmod(int(place), SIDE)
             cell = image[row * CELL : (row + 1) * CELL, column * CELL : (column + 1) * CELL]
-            tint = WHITE if colour < 0 else COLOURS[colour]
-            _stamp(cell, glyphs[drawing][..., None] * tint // 255, rng.integers(0, 3, 2))
-            if shape >= 0:
+            glyph = glyphs[rng.choice(drawings[digits[drawings] == digit])]
+            _stamp(cell, glyph[..., None] * COLOURS[colour] // 255, rng.integers(0, 3, 2))
+            if marker:
+                shape, size = marker
                 _stamp(cell, _marker(shape, MARKER_PX[size])[..., None] * WHITE, rng.integers(15, 18, 2))
-            truth[place, _numbers(int(digits[drawing]), colour, shape, size)] = True
+            for (start, _), value in zip(SLICES, (digit, colour, *marker), strict=False):
+                truth[place, start + value] = True
         images.append(image.astype(np.uint8))
         truths.append(truth)
         captions.append(tuple(int(a) for a in rng.permutation(np.flatnonzero(truth.any(axis=0)))))
@@ -164,29 +169,18 @@ def docdigits(
     )
 
 
-def _contents(rng: np.random.Generator, complexity: int) -> list[tuple[int, int, int]]:
-    """Draw colour, shape and size of each cell; −1 for none."""
-    contents: list[tuple[int, int, int]] = []
-    used, discs = 0, rng.random()
+def _contents(rng: np.random.Generator, complexity: int) -> list[tuple[int, ...]]:
+    """Draw digit, colour and, where there is a marker, shape and size of each cell."""
+    contents: list[tuple[int, ...]] = []
+    discs = rng.random()
     while len(contents) < CELLS:
-        colour = int(rng.integers(5)) if rng.random() < COLOURED else -1
-        marked, shape, size = rng.random() < MARKED, int(rng.random() >= discs), int(rng.integers(3))
-        shape, size = (shape, size) if marked else (-1, -1)
-        used += 1 + (colour >= 0) + 2 * (shape >= 0)
-        if used > complexity:
+        content = (int(rng.integers(10)), int(rng.integers(5)))
+        if rng.random() < MARKED:
+            content += (int(rng.random() >= discs), int(rng.integers(3)))
+        if sum(map(len, contents)) + len(content) > complexity:
             break
-        contents.append((colour, shape, size))
+        contents.append(content)
     return contents
-
-
-def _numbers(digit: int, colour: int, shape: int, size: int) -> list[int]:
-    """Return the numbers of the attributes that a cell has."""
-    numbers = [digit]
-    if colour >= 0:
-        numbers.append(10 + colour)
-    if shape >= 0:
-        numbers += [15 + shape, 17 + size]
-    return numbers
 
 
 def _stamp(
