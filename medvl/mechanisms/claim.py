@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 __all__ = ["Effect", "Mechanism", "Run"]
 
 
+@runtime_checkable
 class Run(Protocol):
     """Measures everything on one seed; a function of its arguments alone."""
 
