@@ -7,6 +7,7 @@ import torch
 
 from medvl.alignment import ProjectionConfig, TowerRecipe, build_from_config, build_model
 from medvl.encoders.pooling import AttentionPool
+from medvl.encoders.text import build_text_encoder, rebuild_text_encoder
 from medvl.errors import ConfigError
 from medvl.tokens import train_tokeniser
 
@@ -64,3 +65,21 @@ def test_a_model_with_an_attention_pool_rebuilds_and_learns():
     model.train().encode_image(images, mask).pooled.square().sum().backward()
     assert all(p.grad is not None for p in model.image_pool.parameters())
     assert any(name.startswith("image_pool.") for name, _ in model.named_towers()["projection"])
+
+
+def test_a_causal_report_tower_reads_from_left_to_right():
+    tokeniser = train_tokeniser(["small left effusion no change heart"] * 9)
+    tokens, mask = map(
+        torch.from_numpy, tokeniser.encode([["small left effusion"], ["small left heart"]])
+    )  # the third word differs
+    for causal in (False, True):
+        torch.manual_seed(0)
+        options = {"layers": 2, "width": 32, "heads": 2, "causal": causal, "pooling": "last", "dropout": 0.0}
+        tower = build_text_encoder("bert", options, tokeniser).eval()
+        read = tower(tokens, mask)
+        moved = (read.words[0, :2] - read.words[1, :2]).abs().max().item()
+        assert (moved == 0.0) == causal
+        assert not torch.allclose(read.pooled[0], read.pooled[1])  # the end token saw the third word
+        again = rebuild_text_encoder("bert", tower.architecture).eval()
+        again.load_state_dict(tower.state_dict())
+        assert torch.equal(again(tokens, mask).pooled, read.pooled)

@@ -83,6 +83,7 @@ def bert(
     hidden: PositiveInt | None = None,
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1,
     pooling: Pooling = "mean",
+    causal: bool = False,
     word_weights: bool = False,
 ) -> TextTower:
     """Return a BERT with random weights for the given tokeniser.
@@ -95,6 +96,8 @@ def bert(
         hidden: width of the feed-forward layers, ``4 · width`` if None.
         dropout: of hidden states and attention.
         pooling: ``mean``, ``cls``, ``last``, ``weighted`` or ``latent``.
+        causal: let a token see only those before it, as CoCa's text tower does; the end token, which
+            ``pooling: last`` reads, sees all.
         word_weights: also return attention per word; attention then takes the slower eager path.
 
     Raises:
@@ -115,6 +118,8 @@ def bert(
         "pad_token_id": tokeniser.pad_id,
         "type_vocab_size": 1,
     }
+    if causal:
+        config["is_decoder"] = True
     architecture = {
         "config": config,
         "pooling": pooling,
