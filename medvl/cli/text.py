@@ -22,7 +22,9 @@ def add_text(top: Verbs) -> None:
     )
     adapt.add_argument("out", type=Path, help="the folder to write; an interrupted call is resumed")
     adapt.add_argument("--model", help="folder or hub name of a decoder; default: a small one, trained here")
-    adapt.add_argument("--options", default="small", help="'small' or a YAML file of options (small)")
+    adapt.add_argument(
+        "--options", help="'small', 'llm' or a YAML file; default: llm with --model, small without"
+    )
     adapt.add_argument(
         "--set",
         action="append",

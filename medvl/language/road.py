@@ -23,7 +23,7 @@ def adapt_text(
     out: str | Path,
     *,
     model: str | Path | None = None,
-    options: str | Path = "small",
+    options: str | Path | None = None,
     overrides: Mapping[str, Any] | None = None,
     generator: str | Path | None = None,
     split_seed: int = 0,
@@ -36,7 +36,8 @@ def adapt_text(
             :func:`medvl.preprocess.reports.corpus.read_corpus`.
         out: a new folder, or an unfinished one of the same call.
         model: a directory or hub name of a decoder; None takes what the options say.
-        options: ``small``, or a YAML file of :class:`medvl.language.options.AdaptOptions`.
+        options: ``small``, ``llm``, or a YAML file of :class:`medvl.language.options.AdaptOptions`; None is
+            ``llm`` (adapters on a pretrained decoder) where a model is given, else ``small``.
         overrides: values by dotted key, such as ``{"supervised.epochs": 2}``.
         generator: a local generative model whose wordings are added to those of the rules.
         split_seed: of the split by patient, for sources without one.
@@ -51,6 +52,8 @@ def adapt_text(
     changed = dict(overrides or {})
     if model is not None:
         changed["model"] = str(model)
+    if options is None:
+        options = "small" if model is None else "llm"
     chosen = load_adapt_options(options, changed)
     paths = [sources] if isinstance(sources, str | Path) else list(sources)
     cases = [case for source in paths for case in read_corpus(source, seed=split_seed)]
