@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import IO, Any
 
 from lightning.fabric.plugins.environments import ClusterEnvironment
@@ -87,7 +87,7 @@ class Rank(ClusterEnvironment):
 class _Others:
     """The ranks from 1 on."""
 
-    def __init__(self, children: list[subprocess.Popen[str]], files: list[IO[str]]) -> None:
+    def __init__(self, children: list[subprocess.Popen[str]], files: Sequence[IO[str]]) -> None:
         self._children, self._files = children, files
 
     def wait_until_ready(self) -> None:
