@@ -217,7 +217,7 @@ def test_prompted_wordings_pass_the_fact_check(tmp_path):
 def test_real_reports_keep_their_facts(shared_data, part):
     from medvl.preprocess.reports.corpus import read_corpus
 
-    cases = read_corpus(shared_data / "reports" / "iu_xray", limit=60)
+    cases = read_corpus(shared_data / "reports" / "iu_xray", limit=25)
     made = 0
     for case in cases:
         whole = facts_of(case.sentences)

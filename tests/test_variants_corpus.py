@@ -151,6 +151,7 @@ def test_refusals(tmp_path):
 
 
 @pytest.mark.data
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "n", "both", "labelled"),
     [
@@ -166,4 +167,16 @@ def test_real_sets_read_with_the_path_alone(shared_data, name, n, both, labelled
     assert any(labelled in case.labels for case in cases)
     shares = [sum(case.split == split for case in cases) / n for split in ("train", "val", "test")]
     assert shares == pytest.approx([0.8, 0.1, 0.1], abs=0.03)
+    assert not any("XXXX" in sentence for case in cases for sentence in case.sentences)
+
+
+@pytest.mark.data
+@pytest.mark.parametrize(
+    ("name", "finding"),
+    [("iu_xray", "pleural_effusion"), ("ct_chest_labelled", "mosaic_attenuation_pattern")],
+)
+def test_some_real_reports_read_with_the_path_alone(shared_data, name, finding):
+    cases = read_corpus(shared_data / "reports" / name, limit=25)
+    assert len(cases) == 25 and any(finding in case.labels for case in cases)
+    assert sum(bool(case.findings and case.impression) for case in cases) > 12
     assert not any("XXXX" in sentence for case in cases for sentence in case.sentences)

@@ -79,8 +79,7 @@ def read_corpus(
         columns: role to column name of the table where the guess is wrong, such as
             ``{"patient": "case", "text": "findings+impression"}``; see
             :func:`~medvl.preprocess.sources.columns.guess_columns`.
-        limit: keep at most this many cases, the first by a hash that the seed decides; whole splits stay in
-            proportion.
+        limit: keep at most this many cases, drawn by the seed.
 
     Raises:
         UsageError: an unknown vocabulary, a limit below 1, or no report in the source.
@@ -99,24 +98,25 @@ def read_corpus(
     splits = _splits(found, seed=seed, fractions=split)
     prefix = _name("\n".join(item.text for item in found))[:6]
     people: dict[str, int] = {}
-    cases: list[ReportCase] = []
-    for number, (item, part) in enumerate(zip(found, splits, strict=True), 1):
-        person = people.setdefault(item.patient, len(people) + 1)
-        case = _case(item, part, vocabulary, names=(f"{prefix}-{number}", f"{prefix}-p{person}"))
-        if part and case is not None:
-            cases.append(case)
+    for item in found:
+        people.setdefault(item.patient, len(people) + 1)
+    order = [row for row, part in enumerate(splits) if part]
+    if limit is not None:  # parsed in an order that the seed decides, until enough are found
+        order.sort(key=lambda row: _name(f"{seed}:{prefix}:{row}"))
+    cases: dict[int, ReportCase] = {}
+    for row in order:
+        item, names = found[row], (f"{prefix}-{row + 1}", f"{prefix}-p{people[found[row].patient]}")
+        case = _case(item, splits[row], vocabulary, names=names)
+        if case is not None:
+            cases[row] = case
+        if len(cases) == limit:
+            break
     if not cases:
         raise UsageError(
             f"no report with a sentence that describes an examination is in {file_token(path)}.",
             hint="Name the columns, for example columns={'text': 'findings+impression'}.",
         )
-    if limit is not None and len(cases) > limit:
-        chosen = sorted(cases, key=lambda case: _name(f"{seed}:limit:{case.patient_id}:{case.case_id}"))[
-            :limit
-        ]
-        names = {case.case_id for case in chosen}
-        cases = [case for case in cases if case.case_id in names]
-    return tuple(cases)
+    return tuple(cases[row] for row in sorted(cases))
 
 
 def _sources(path: Path, columns: Overrides | None) -> tuple[list[_Source], str]:
