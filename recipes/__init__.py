@@ -10,6 +10,7 @@ from medvl.errors import ConfigError, nearest
 
 if TYPE_CHECKING:
     from medvl.training.recipe import Recipe
+    from medvl.training.selfdistil.recipe import PretrainRecipe
 
 __all__ = ["names", "path", "resolve"]
 
@@ -42,8 +43,12 @@ def path(modality: str, name: str) -> Path:
     return _folder(modality) / f"{name}.yaml"
 
 
-def resolve(name_or_path: str | Path, overrides: Sequence[str] = (), *, modality: str = "cxr") -> Recipe:
+def resolve(
+    name_or_path: str | Path, overrides: Sequence[str] = (), *, modality: str = "cxr"
+) -> Recipe | PretrainRecipe:
     """Return the recipe of a name or a file with some values replaced.
+
+    Where ``objective.name`` is ``dino``, it is a recipe of image-only pre-training.
 
     Args:
         name_or_path: one of :func:`names`, or a ``.yaml`` file, which may say ``extends: NAME``.
@@ -57,12 +62,15 @@ def resolve(name_or_path: str | Path, overrides: Sequence[str] = (), *, modality
         >>> resolve("clip", ["schedule.epochs=3"]).schedule.epochs
         3.0
     """
-    from medvl.training.recipe import load_recipe
+    from medvl.training.recipe import Recipe, read_values
+    from medvl.training.selfdistil.recipe import PretrainRecipe, is_pretraining
 
     given = Path(name_or_path)
     is_file = given.suffix in (".yaml", ".yml", ".json")
     file = given if is_file else path(modality, str(name_or_path))
-    return load_recipe(file, folder=_folder(modality)).with_overrides(overrides)
+    values = read_values(file, folder=_folder(modality))
+    kind = PretrainRecipe if is_pretraining(values) else Recipe
+    return kind.from_values(values).with_overrides(overrides)
 
 
 def _folder(modality: str) -> Path:

@@ -41,8 +41,14 @@ class VitTower(ImageTower):
         self,
         images: Float[Tensor, "batch channels height width"],
         image_mask: Bool[Tensor, "batch height width"],
+        *,
+        hidden: Bool[Tensor, "batch patches"] | None = None,
+        token: Float[Tensor, " dim"] | None = None,
     ) -> ImageFeatures:
-        """Return [CLS] or the mean of the patches as pooled vector, and the patches as regions."""
+        """Return [CLS] or the mean of the patches as pooled vector, and the patches as regions.
+
+        ``token`` takes the place of ``hidden`` patches, before their positions are added.
+        """
         self._check(images)
         height, width = (int(side) for side in images.shape[-2:])
         if height % self.patch_px or width % self.patch_px:
@@ -52,7 +58,10 @@ class VitTower(ImageTower):
             )
         grid = (height // self.patch_px, width // self.patch_px)
         embedding = self.net.patch_embedding
-        tokens = embedding.patch_embeddings(images).flatten(2).transpose(1, 2) + self._positions(grid)
+        tokens = embedding.patch_embeddings(images).flatten(2).transpose(1, 2)
+        if hidden is not None and token is not None:
+            tokens = torch.where(hidden[..., None], token.to(tokens.dtype), tokens)
+        tokens = tokens + self._positions(grid)
         tokens = torch.cat([self.net.cls_token.expand(tokens.shape[0], -1, -1), embedding.dropout(tokens)], 1)
         for block in self.net.blocks:
             entering, tokens = tokens, block(tokens)

@@ -27,7 +27,8 @@ from medvl.progress import Progress
 from medvl.store import Store, write_atomic
 from medvl.training import checkpoints
 from medvl.training.ranks import join, other_ranks, say_ready
-from medvl.training.recipe import Recipe, load_recipe
+from medvl.training.recipe import Recipe, Whole, read_values
+from medvl.training.selfdistil.recipe import is_pretraining
 from medvl.training.setup import Setup, set_up
 
 if TYPE_CHECKING:  # Lightning takes seconds to import
@@ -35,7 +36,7 @@ if TYPE_CHECKING:  # Lightning takes seconds to import
 
     from medvl.training.module import AlignmentModule
 
-__all__ = ["RunSummary", "store_digest", "take_part", "train"]
+__all__ = ["RunSummary", "claim", "finished", "quiet", "store_digest", "take_part", "train"]
 
 log = logging.getLogger(__name__)
 
@@ -113,8 +114,8 @@ def train(
             f"the store holds {store.manifest['modality']}, the recipe is for {recipe.modality}.",
             hint=f"Use 'medvl {store.manifest['modality']} train'.",
         )
-    _claim(run, recipe, store)
-    done = _summary(run)
+    claim(run, recipe, store)
+    done = finished(run)
     if done is not None:
         log.info("this run is complete: %d steps", done["step"])
         return RunSummary(
@@ -155,10 +156,10 @@ def store_digest(store: Store) -> str:
     return hashlib.blake2b(json.dumps(rows, sort_keys=True).encode(), digest_size=12).hexdigest()
 
 
-def _claim(run: Path, recipe: Recipe, store: Store) -> None:
+def claim(run: Path, recipe: Whole, store: Store) -> None:
     """Make the folder a run of this recipe and these data, or refuse."""
     if (run / "recipe.yaml").is_file():
-        differences = load_recipe(run / "recipe.yaml").differences(recipe)
+        differences = type(recipe).from_values(read_values(run / "recipe.yaml")).differences(recipe)
         if differences:
             raise ConfigError(
                 f"this run was started with another recipe (then / now): {'; '.join(differences)}.",
@@ -178,7 +179,8 @@ def _claim(run: Path, recipe: Recipe, store: Store) -> None:
     write_atomic(run / "recipe.yaml", recipe.to_yaml().encode())
 
 
-def _summary(run: Path) -> dict[str, Any] | None:
+def finished(run: Path) -> dict[str, Any] | None:
+    """Return what the summary of a run says, or None before its end."""
     path = run / "summary.json"
     if not path.is_file():
         return None
@@ -217,6 +219,11 @@ def take_part() -> None:
     It reads data and recipe as the first one does, computes its share of each batch, and writes nothing.
     """
     task, rank = join()
+    if is_pretraining(task["recipe"]):
+        from medvl.training.selfdistil.run import pretrain_as
+
+        pretrain_as(task, rank)
+        return
     store, recipe = Store(task["data"]), Recipe.from_values(task["recipe"])
     setup = set_up(store, recipe)
     say_ready()
@@ -232,7 +239,7 @@ def _fit(
     progress: Progress | None,
     rank: ClusterEnvironment | None = None,
 ) -> tuple[int, Literal["finished", "stopped", "interrupted"], float | None, int]:
-    with _quiet():
+    with quiet():
         from lightning.pytorch import Trainer
 
         from medvl.training.logs import MetricsLog
@@ -363,7 +370,7 @@ def _batches(setup: Setup, *, size: int) -> Callable[[], Iterator[Any]] | None:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Silence what Lightning says about choices that were made on purpose; each is named."""
     import lightning.pytorch  # sets the level of its logger on import
 

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning.fabric.plugins.io import CheckpointIO
@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from medvl.errors import CheckpointError, ConfigError
-from medvl.features import Batch
+from medvl.features import Batch, LossTerms
 from medvl.progress import Progress
 from medvl.training.checkpoints import checkpoint_path, mark_best, prune, verify, write_checkpoint
 from medvl.training.logs import MetricsLog
@@ -186,20 +186,20 @@ class Between(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Log, validate, save and stop, each when it is due."""
-        assert isinstance(pl_module, AlignmentModule)
-        step, last = trainer.global_step, trainer.global_step >= pl_module.steps
+        module = cast(AlignmentModule, pl_module)  # or another that tells its steps and its last terms
+        step, last = trainer.global_step, trainer.global_step >= module.steps
         row: dict[str, float] = {}
         if step % self.log_every == 0 or last or step == 1:
-            row |= self._train_row(trainer, pl_module)
+            row |= self._train_row(trainer, module.last_terms)
             if self.progress is not None and trainer.is_global_zero:
-                self.progress(step, pl_module.steps, "training")
+                self.progress(step, module.steps, "training")
         due = step % self.every_steps == 0 or last
         improved = False
         if due and self.validation is not None:
-            row |= self._validate(trainer, pl_module)
+            row |= self._validate(trainer, module)
             improved = self._judge(row[self.monitor])
         if row and self.table is not None:
-            self.table.write(step, (step - 1) // pl_module.steps_per_epoch, row)
+            self.table.write(step, (step - 1) // module.steps_per_epoch, row)
         self.interrupted = self._interrupted(trainer)
         if due or self.interrupted:
             self._save(trainer, improved=improved)
@@ -207,8 +207,7 @@ class Between(Callback):
         if self.interrupted or self.stopped_early:
             trainer.should_stop = True
 
-    def _train_row(self, trainer: Trainer, module: AlignmentModule) -> dict[str, float]:
-        terms = module.last_terms
+    def _train_row(self, trainer: Trainer, terms: LossTerms | None) -> dict[str, float]:
         assert terms is not None
         values = {"loss": terms.total.detach(), **terms.terms}
         row = {f"train/{name}": float(value) for name, value in values.items()}
