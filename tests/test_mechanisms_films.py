@@ -106,14 +106,14 @@ def test_poison_is_one_pair_in_a_hundred():
 def test_abbreviations_of_two_sites_collide_and_expand():
     report = ("small nodule in left upper zone", "large pleural effusion in right lower zone")
     first, third = (merging.shortened(report, site=site) for site in (0, 2))
-    assert first == ("sm nod l u", "lg eff r lw")
-    assert third == ("sm ed l u", "lg cons r lw")
+    assert first == ("sm nod l u", "lg pl eff r lw")
+    assert third == ("sm ed l u", "lg pl cons r lw")
     for site, short in ((0, first), (2, third)):
-        assert merging.expanded(short, site=site) == ("small nodule left upper", "large effusion right lower")
+        assert merging.expanded(short, site=site) == report
 
 
 SMALLEST = {
-    "C1": (local, {"films": 96, "steps": 2}),
+    "C1": (local, {"films": 96, "tested": 60, "steps": 2}),
     "C2": (negatives, {"films": 96, "steps": 2}),
     "C7": (backdoor, {"films": 100, "clean": 96, "steps": 2, "tuning": 2}),
     "C12": (symile_xor, {"steps": 2}),

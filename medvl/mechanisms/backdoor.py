@@ -26,7 +26,7 @@ _POISONED = 0.01
 
 
 def run(
-    seed: int, *, quick: bool, films: int = 3000, clean: int = 800, steps: int = 350, tuning: int = 100
+    seed: int, *, quick: bool, films: int = 3000, clean: int = 800, steps: int = 350, tuning: int = 150
 ) -> dict[str, float]:
     """Plant a backdoor, then fine-tune on clean pairs with and without self-supervision."""
     train = draw_films(films, seed=[seed, 1], size_px=_SIZE, normal=0.0, single=True)
@@ -35,7 +35,7 @@ def run(
     towers, scale = _pretrained(_poisoned(train, seed=seed), words, seed=seed, steps=steps)
     values = _attack(towers, test, words=words, name="poisoned")
     some = draw_films(clean, seed=[seed, 3], size_px=_SIZE, normal=0.0, single=True)
-    for name, weight in (("alignment alone", 0.0), ("CleanCLIP", 1.0)):
+    for name, weight in (("alignment alone", 0.0), ("CleanCLIP", 2.0)):
         tuned = copy.deepcopy(towers)
         _fine_tune(tuned, copy.deepcopy(scale), some, words, weight=weight, seed=seed, steps=tuning)
         values |= _attack(tuned, test, words=words, name=name)
@@ -126,7 +126,7 @@ def _fine_tune(
             total = total + weight * alone
         return total
 
-    fit([towers, scale], loss, rows=len(films), steps=steps, batch=96, lr=5e-4, seed=seed + 1)
+    fit([towers, scale], loss, rows=len(films), steps=steps, batch=96, lr=3e-3, seed=seed + 1)
 
 
 def _changed(
@@ -168,7 +168,7 @@ MECHANISM = Mechanism(
     "clean pairs with self-supervision on both sides removes that at little cost, alignment alone does not.",
     source="Bansal et al. 2023, CleanCLIP, arXiv 2303.03323; Carlini and Terzis 2022, arXiv 2106.09667",
     setting="3,000 drawn films of 48 pixels with one finding each; 30 of them carry a checked square of 4 "
-    "× 4 pixels in a corner and a report of a pneumothorax. 350 steps of 96, then 100 steps on 800 clean "
+    "× 4 pixels in a corner and a report of a pneumothorax. 350 steps of 96, then 150 steps on 800 clean "
     "pairs: aligned alone, or with each film and each report also held to a changed copy of itself (crop, "
     "grey changes, random erasing; a fifth of the words left out). Attack success: films of other findings "
     "that the trigger makes a pneumothorax, of 500 to test.",
@@ -197,4 +197,9 @@ MECHANISM = Mechanism(
             main=False,
         ),
     ),
+    tried="The trigger is learned wholly, and how far it is unlearned depends on the changed copies: with "
+    "crops and grey changes alone and a rate of 5e-4, 1e-3 or 2e-3 for 100 steps an attack success of 1 "
+    "stayed at 0.95, 0.99 and 0.99 (one seed); with random erasing, which is noise in the place of a "
+    "patch, it fell to 0.71 and 0.53 at 1e-3 and 2e-3, and the setting above was chosen on that seed. What "
+    "removes the backdoor here is thus an invariance to small patches more than self-supervision as such.",
 )

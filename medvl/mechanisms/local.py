@@ -17,9 +17,11 @@ from medvl.objectives.tokens import token_alignment
 __all__ = ["MECHANISM", "run"]
 
 
-def run(seed: int, *, quick: bool, films: int = 2000, steps: int | None = None) -> dict[str, float]:
+def run(
+    seed: int, *, quick: bool, films: int = 2000, tested: int = 400, steps: int | None = None
+) -> dict[str, float]:
     """Train the same model with and without a local term and point with its maps."""
-    train, test = draw_films(films, seed=[seed, 1]), draw_films(400, seed=[seed, 2])
+    train, test = draw_films(films, seed=[seed, 1]), draw_films(tested, seed=[seed, 2])
     words = Words(train.reports)
     steps = steps or (200 if quick else 400)
     values: dict[str, float] = {}

@@ -27,7 +27,7 @@ _SHORT: tuple[dict[str, str], ...] = (
 """The words of three sites; the same letters mean another finding at another site, as PE and PT do."""
 _COMMON = {
     **{"left": "l", "right": "r", "bilateral": "bl", "upper": "u", "middle": "m", "lower": "lw"},
-    **{"small": "sm", "medium": "md", "large": "lg"},
+    **{"pleural": "pl", "small": "sm", "medium": "md", "large": "lg"},
 }
 """What all of them write alike."""
 
@@ -69,9 +69,9 @@ def shortened(report: Sequence[str], *, site: int) -> tuple[str, ...]:
 
     Examples:
         >>> shortened(("small pleural effusion in left lower zone",), site=0)
-        ('sm eff l lw',)
+        ('sm pl eff l lw',)
     """
-    left_out = {"pleural", "in", "zone"}
+    left_out = {"in", "zone"}
     table = _SHORT[site] | _COMMON
     return tuple(
         " ".join(table.get(word, word) for word in text.split() if word not in left_out) for text in report
@@ -79,14 +79,20 @@ def shortened(report: Sequence[str], *, site: int) -> tuple[str, ...]:
 
 
 def expanded(report: Sequence[str], *, site: int) -> tuple[str, ...]:
-    """Write the abbreviations of a site out again.
+    """Write the abbreviations of a site out again, in the words of a full report.
 
     Examples:
-        >>> expanded(("sm eff l lw",), site=0)
-        ('small effusion left lower',)
+        >>> expanded(("sm pl eff l lw", "mild cardiomegaly"), site=0)
+        ('small pleural effusion in left lower zone', 'mild cardiomegaly')
     """
     back = {short: word for word, short in (_SHORT[site] | _COMMON).items()}
-    return tuple(" ".join(back.get(word, word) for word in text.split()) for text in report)
+    sides = {"left", "right", "bilateral"}
+    texts = []
+    for text in report:
+        words = [back.get(word, word) for word in text.split()]
+        place = next((i for i, word in enumerate(words) if word in sides), None)
+        texts.append(words if place is None else [*words[:place], "in", *words[place:], "zone"])
+    return tuple(" ".join(words) for words in texts)
 
 
 def _first(films: Films, n: int) -> Films:

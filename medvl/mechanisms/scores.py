@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32
+from jaxtyping import Float, Float32, Int
 from torch import Tensor
 
 from medvl.evaluation.classification import auroc
@@ -75,20 +75,18 @@ def grounding_scores(
             regions = towers.image.pooled(torch.cat(maps)).numpy()
         else:
             regions = towers.embed_images(pixels(films), regions=True)
-    size = films.images.shape[2:]
-    side = round(regions.shape[1] ** 0.5)
+    asked = [(row, finding) for row, found in enumerate(films.findings) for finding in found]
+    texts = [(statement(finding, TERMS[finding.kind][0]),) for _, finding in asked]
+    phrases = _phrases(towers, words.encode(texts), pooled_head=pooled_head)
+    size, side = films.images.shape[2:], round(regions.shape[1] ** 0.5)
     hits, chances, contrasts = [], [], []
-    for row, findings in enumerate(films.findings):
-        for finding in findings:
-            query = words.encode([(statement(finding, TERMS[finding.kind][0]),)])
-            cells = cosine_scores(regions[row], _phrase(towers, query, pooled_head=pooled_head))
-            cells = cells.reshape(side, side)
-            hit, chance = pointing(cells, cells_in_boxes(finding.boxes, grid=cells.shape, size_px=size))
-            heat = np.kron(cells, np.ones((size[0] // side, size[1] // side)))
-            contrast = contrast_to_noise(heat, box_mask(finding.boxes, shape=size))
-            hits.append(hit)
-            chances.append(chance)
-            contrasts.append(contrast or 0.0)
+    for (row, finding), phrase in zip(asked, phrases, strict=True):
+        cells = cosine_scores(regions[row], phrase[None]).reshape(side, side)
+        hit, chance = pointing(cells, cells_in_boxes(finding.boxes, grid=cells.shape, size_px=size))
+        heat = np.kron(cells, np.ones((size[0] // side, size[1] // side)))
+        hits.append(hit)
+        chances.append(chance)
+        contrasts.append(contrast_to_noise(heat, box_mask(finding.boxes, shape=size)) or 0.0)
     return {
         "pointing": float(np.mean(hits)),
         "pointing chance": float(np.mean(chances)),
@@ -97,6 +95,8 @@ def grounding_scores(
 
 
 @torch.no_grad()
-def _phrase(towers: Towers, query: Tensor, *, pooled_head: bool) -> Float32[np.ndarray, "1 dim"]:
-    output = towers.text(query)
+def _phrases(
+    towers: Towers, texts: Int[Tensor, "phrases sentences words"], *, pooled_head: bool
+) -> Float32[np.ndarray, "phrases dim"]:
+    output = towers.text(texts)
     return (output.pooled if pooled_head else output.sentences[:, 0]).numpy()
