@@ -229,12 +229,12 @@ def _gradients(
             text_slope.addmm_(slope.T, images[part])
     factor = upstream / len(images)
     by_length = factor * scale
-    along = (images * image_slope).sum(dim=1, keepdim=True) if want_images or want_scale else None
+    along = torch.linalg.vecdot(images, image_slope)[:, None] if want_images or want_scale else None
     by_image = by_text = None
     if want_images:
         by_image = image_slope.addcmul_(images, along, value=-1).mul_(by_length / ctx.lengths[0])
     if want_texts:
-        along_text = (texts * text_slope).sum(dim=1, keepdim=True)
+        along_text = torch.linalg.vecdot(texts, text_slope)[:, None]
         by_text = text_slope.addcmul_(texts, along_text, value=-1).mul_(by_length / ctx.lengths[1])
     return by_image, by_text, along.sum() * factor if want_scale else None, *[None] * 4
 

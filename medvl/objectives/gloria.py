@@ -23,7 +23,7 @@ __all__ = ["Gloria", "gloria_local_loss", "gloria_scores"]
 Aggregate = Literal["mean", "sum"]
 
 # Word × region × image entries kept for the backward pass, twice over; images beyond are computed again.
-KEPT_ENTRIES = 1 << 25
+KEPT_ENTRIES = 3 << 22
 # Least product of squared lengths that a cosine divides by.
 SMALLEST = 1e-16
 
@@ -228,17 +228,21 @@ def gloria_local_loss(
 
     Source: Huang et al. 2021 (GLoRIA), ICCV, eq. (6)–(8).
     """
+    right = dense(positives)
     spoken = word_mask.any(dim=1)
+    if not spoken.all():
+        words, word_mask, regions, region_mask = (x[spoken] for x in (words, word_mask, regions, region_mask))
+        right = right[spoken][:, spoken]
     logits = scale * gloria_scores(
-        words[spoken],
-        word_mask[spoken],
-        regions[spoken],
-        region_mask[spoken],
+        words,
+        word_mask,
+        regions,
+        region_mask,
         attention_scale=attention_scale,
         word_scale=word_scale,
         aggregate=aggregate,
     )
-    right = dense(positives).to(logits.dtype)[spoken][:, spoken]
+    right = right.to(logits.dtype)
     by_image = cross_entropy(logits.T, *false_negative_targets(right, mode=false_negatives))
     by_text = cross_entropy(logits, *false_negative_targets(right.T, mode=false_negatives))
     return (by_image + by_text).sum() / max(1, len(logits))

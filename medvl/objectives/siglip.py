@@ -67,12 +67,16 @@ class _PairwiseLogistic(torch.autograd.Function):
                 torch.mm(slope, texts, out=image_slope[part])
             if wanted[1]:
                 text_slope.addmm_(slope.T, images[part])
-        slopes = (
-            image_slope * (scale / size) if wanted[0] else None,
-            text_slope * (scale / size) if wanted[1] else None,
-            (images * image_slope).sum() / size if wanted[2] else None,
+        slopes = [
+            None,
+            None,
+            torch.linalg.vecdot(images, image_slope).sum() / size if wanted[2] else None,
             (bias_slope / size).to(images.dtype) if wanted[3] else None,
-        )
+        ]
+        if wanted[0]:
+            slopes[0] = image_slope.mul_(scale / size)
+        if wanted[1]:
+            slopes[1] = text_slope.mul_(scale / size)
         ctx.save_for_backward(*slopes)
         return losses.mean().to(images.dtype)
 
