@@ -39,6 +39,7 @@ COLOURS = np.array([[255, 40, 40], [40, 230, 40], [70, 90, 255], [240, 220, 30],
 WHITE = np.array([255, 255, 255], np.int64)
 MARKER_PX = (5, 8, 11)
 GLYPH_PX = 14
+GLYPH_AT, MARKER_AT = 1, 16
 MARKED = 0.55
 """Share of cells with a marker, which has a shape and a size."""
 PARTS = {"train": slice(0, 1197), "val": slice(1197, 1497), "test": slice(1497, 1797)}
@@ -152,10 +153,10 @@ def docdigits(
             row, column = divmod(int(place), SIDE)
             cell = image[row * CELL : (row + 1) * CELL, column * CELL : (column + 1) * CELL]
             glyph = glyphs[rng.choice(drawings[digits[drawings] == digit])]
-            _stamp(cell, glyph[..., None] * COLOURS[colour] // 255, rng.integers(0, 3, 2))
+            _stamp(cell, glyph[..., None] * COLOURS[colour] // 255, GLYPH_AT)
             if marker:
                 shape, size = marker
-                _stamp(cell, _marker(shape, MARKER_PX[size])[..., None] * WHITE, rng.integers(15, 18, 2))
+                _stamp(cell, _marker(shape, MARKER_PX[size])[..., None] * WHITE, MARKER_AT)
             for (start, _), value in zip(SLICES, (digit, colour, *marker), strict=False):
                 truth[place, start + value] = True
         images.append(image.astype(np.uint8))
@@ -184,14 +185,11 @@ def _contents(rng: np.random.Generator, complexity: int) -> list[tuple[int, ...]
 
 
 def _stamp(
-    cell: Int[np.ndarray, "height width 3"],
-    picture: Int[np.ndarray, "rows columns 3"],
-    corner: Int[np.ndarray, "2"],
+    cell: Int[np.ndarray, "height width 3"], picture: Int[np.ndarray, "rows columns 3"], corner: int
 ) -> None:
-    """Draw ``picture`` into ``cell`` where it is brighter; its top left comes to ``corner``."""
-    top, left = (int(value) for value in corner)
-    window = cell[top : top + len(picture), left : left + picture.shape[1]]
-    np.maximum(window, picture[: window.shape[0], : window.shape[1]], out=window)
+    """Draw ``picture`` into ``cell`` where it is brighter, its top left at row and column ``corner``."""
+    window = cell[corner : corner + len(picture), corner : corner + picture.shape[1]]
+    np.maximum(window, picture, out=window)
 
 
 @functools.cache
