@@ -22,8 +22,8 @@ __all__ = ["Gloria", "gloria_local_loss", "gloria_scores"]
 
 Aggregate = Literal["mean", "sum"]
 
-# Word × region × image entries kept for the backward pass, twice over; images beyond are computed again.
-KEPT_ENTRIES = 3 << 22
+# Products of words with regions that are kept for the backward pass; images beyond are computed again.
+KEPT_ENTRIES = 1 << 24
 # Least product of squared lengths that a cosine divides by.
 SMALLEST = 1e-16
 
@@ -66,10 +66,10 @@ class _WordRegionCosines(torch.autograd.Function):
             products, gram = _compare(words, regions[image], mask)
             _, attention = _attend(products, captions, sharpness)
             through = attention @ gram
-            cosines[image] = (products * attention).sum(dim=1)
-            norms[image] = attention.mul_(through).sum(dim=1)
+            cosines[image] = torch.linalg.vecdot(products, attention)
+            norms[image] = torch.linalg.vecdot(through, attention)
             if any(ctx.needs_input_grad) and (image + 1) * regions.shape[1] * len(words) <= KEPT_ENTRIES:
-                kept += [products, through]
+                kept += [products, gram]
         norms.mul_(lengths).clamp_min_(SMALLEST)
         cosines /= norms.sqrt()
         ctx.save_for_backward(words, regions, lengths, norms, cosines, *kept)
@@ -89,15 +89,14 @@ class _WordRegionCosines(torch.autograd.Function):
             region_slope = torch.zeros_like(regions)
             for image, mask in enumerate(ctx.seen):
                 if 2 * image < len(kept):
-                    products, through = kept[2 * image : 2 * image + 2]
-                    shares, attention = _attend(products, ctx.captions, ctx.sharpness)
+                    products, gram = kept[2 * image : 2 * image + 2]
                 else:
                     products, gram = _compare(words, regions[image], mask)
-                    shares, attention = _attend(products, ctx.captions, ctx.sharpness)
-                    through = attention @ gram
+                shares, attention = _attend(products, ctx.captions, ctx.sharpness)
+                through = attention @ gram
                 direct, squared = by_product[image][:, None], by_norm[image][:, None]
-                slope = torch.addcmul(products * direct, through, squared).mul_(attention)
-                slope.mul_(shares).mul_(ctx.sharpness)
+                slope = products * (direct * ctx.sharpness)
+                slope.addcmul_(through, squared * ctx.sharpness).mul_(attention).mul_(shares)
                 for part, share in zip(slope.split(ctx.captions), shares.split(ctx.captions), strict=True):
                     part.addcmul_(share, part.sum(dim=0), value=-1)
                 slope.addcmul_(attention, direct)

@@ -100,14 +100,17 @@ def gloria_ours(words, regions, lengths):
 
 
 def gloria_twin(words, regions, lengths):
-    """One caption after the other against all images; every context vector is formed."""
-    columns = []
+    """One caption after the other, repeated for each image; every context vector is formed."""
+    columns, batch = [], len(regions)
     for text, length in zip(words, lengths.tolist(), strict=True):
-        repeated = text[:length].expand(len(regions), -1, -1)
-        attention = torch.bmm(regions, repeated.transpose(1, 2)).softmax(dim=2)
-        attention = (4.0 * attention.transpose(1, 2)).softmax(dim=2)
-        contexts = torch.bmm(attention, regions)
-        cosines = F.cosine_similarity(repeated, contexts, dim=2)
+        repeated = text[:length].T.repeat(batch, 1, 1)
+        attention = torch.bmm(regions, repeated).view(-1, length).softmax(dim=1).view(batch, -1, length)
+        attention = attention.transpose(1, 2).contiguous().view(batch * length, -1)
+        attention = (4.0 * attention).softmax(dim=1).view(batch, length, -1)
+        contexts = torch.bmm(regions.transpose(1, 2), attention.transpose(1, 2).contiguous())
+        flat = [x.transpose(1, 2).contiguous().view(batch * length, -1) for x in (repeated, contexts)]
+        lengths_product = (flat[0].norm(dim=1) * flat[1].norm(dim=1)).clamp(min=1e-8)
+        cosines = ((flat[0] * flat[1]).sum(dim=1) / lengths_product).view(batch, length)
         columns.append((5.0 * cosines).exp().sum(dim=1).log())
     logits = 10.0 * torch.stack(columns, dim=1)
     own = torch.arange(len(regions))
