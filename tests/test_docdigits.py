@@ -6,6 +6,7 @@ from sklearn.datasets import load_digits
 
 from medvl.errors import ConfigError
 from medvl.mechanisms import docdigits as module
+from medvl.mechanisms.complexity import MECHANISM
 from medvl.mechanisms.docdigits import ATTRIBUTES, KINDS, SLICES, docdigits, sentence
 
 
@@ -103,3 +104,11 @@ def test_refusals():
         docdigits(complexity=4, pairs=4, samples=1)
     with pytest.raises(ConfigError, match="complexity is 37"):
         docdigits(complexity=37, pairs=4)
+
+
+@pytest.mark.slow
+def test_the_mechanism_appears():
+    # One and a half minutes: captions of many pairs teach less, and ViLLA's pairs win back over half.
+    values = MECHANISM.run(0, quick=True)
+    assert all(effect.right(effect.of(values)) for effect in MECHANISM.effects)
+    assert values["villa_f1"] > 0.8 and values["recovered_share"] > 0.5
