@@ -28,7 +28,7 @@ from medvl.training.selfdistil.loss import (
 )
 from medvl.training.selfdistil.views import Views
 
-__all__ = ["Distiller", "Head", "teacher_momentum", "teacher_temperature"]
+__all__ = ["Distiller", "Head", "Standardise", "teacher_momentum", "teacher_temperature"]
 
 
 class Head(nn.Module):
@@ -62,6 +62,46 @@ class Head(nn.Module):
         found = self.mlp(vectors)
         with torch.autocast(found.device.type, enabled=False):
             return unit(found) @ unit(self.prototypes).T
+
+
+class Standardise(nn.Module):
+    """Subtract the running mean of the teacher's vectors and divide by their running spread, axis by axis.
+
+    The vectors of a tower from scratch all point the same way. Without this their scores hardly differ, the
+    targets start uniform, and uniform they stay. The statistics are constants to the gradient and the same on
+    all ranks.
+
+    Args:
+        width: of the vectors.
+        momentum: how much of the old statistics stays, once there have been some.
+    """
+
+    moments: Float[Tensor, "2 width"]
+    batches: Float[Tensor, ""]
+
+    def __init__(self, width: int, *, momentum: float = 0.9) -> None:
+        super().__init__()
+        self.momentum = momentum
+        self.register_buffer("moments", torch.stack([torch.zeros(width), torch.ones(width)]))
+        self.register_buffer("batches", torch.zeros(()))
+
+    @torch.no_grad()
+    def update(self, vectors: Float[Tensor, "rows width"]) -> None:
+        """Take the teacher's vectors, those of all ranks, into the statistics; there may be none."""
+        vectors = vectors.float()
+        mean, some = mean_of_ranks(vectors)
+        variance, _ = mean_of_ranks((vectors - mean).square())
+        if some:
+            self.batches += 1
+            now = torch.stack([mean, variance])
+            self.moments.lerp_(now, max(1 - self.momentum, 1 / float(self.batches)))
+
+    def forward(self, vectors: Float[Tensor, "rows width"]) -> Float[Tensor, "rows width"]:
+        """Return the standardised vectors, in single precision."""
+        mean, variance = self.moments
+        spread = variance.sqrt()
+        # An axis that is the same for all stays near zero instead of its rounding errors filling it.
+        return (vectors.float() - mean) / (spread + 0.01 * spread.mean() + 1e-6)
 
 
 class Distiller(nn.Module):
@@ -108,6 +148,7 @@ class Distiller(nn.Module):
         if self.teacher_patch_head is not None:
             self.teacher_patch_head.requires_grad_(requires_grad=False)
         self.token = nn.Parameter(0.02 * torch.randn(tower.width)) if isinstance(tower, VitTower) else None
+        self.level, self.patch_level = Standardise(tower.width), Standardise(tower.region_width)
         self.centring, self.centre_momentum = centring, centre_momentum
         self.student_temperature, self.patches, self.koleo = student_temperature, patches, koleo
         self.register_buffer("centre", torch.zeros(2, prototypes if centring == "moving" else 0))
@@ -140,13 +181,15 @@ class Distiller(nn.Module):
         large, mask = views.large.flatten(0, 1), views.large_mask.flatten(0, 1)
         with torch.no_grad():
             seen = self.teacher(large, mask)
+            if self.training:
+                self.level.update(seen.pooled)
             hidden = views.hidden.flatten(0, 1) & seen.region_mask
-            targets = self._targets(self.teacher_head(seen.pooled), 0, temperature)
+            targets = self._targets(self.teacher_head(self.level(seen.pooled)), 0, temperature)
         found = self._student(large, mask, hidden, seen.region_grid)
-        scores = [self.head(found.pooled).unflatten(0, (count, films))]
+        scores = [self.head(self.level(found.pooled)).unflatten(0, (count, films))]
         if len(views.small):
             small = self.student(views.small.flatten(0, 1), views.small_mask.flatten(0, 1))
-            scores.append(self.head(small.pooled).unflatten(0, (len(views.small), films)))
+            scores.append(self.head(self.level(small.pooled)).unflatten(0, (len(views.small), films)))
         agree = cross_view_loss(
             torch.cat(scores), targets.unflatten(0, (count, films)), temperature=self.student_temperature
         )
@@ -170,10 +213,13 @@ class Distiller(nn.Module):
     ) -> Float[Tensor, ""]:
         teacher, student = self.teacher_patch_head or self.teacher_head, self.patch_head or self.head
         with torch.no_grad():
-            targets = self._targets(teacher(seen.regions[hidden]), 1, temperature)
+            shown = seen.regions[hidden]
+            if self.training:
+                self.patch_level.update(shown)
+            targets = self._targets(teacher(self.patch_level(shown)), 1, temperature)
         film = hidden.nonzero()[:, 0]
         return hidden_patch_loss(
-            student(found.regions[hidden]),
+            student(self.patch_level(found.regions[hidden])),
             targets,
             film,
             films=len(hidden),
