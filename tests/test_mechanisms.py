@@ -11,7 +11,7 @@ import pytest
 from scipy import stats
 
 from medvl.errors import UsageError
-from medvl.mechanisms import runner
+from medvl.mechanisms import cells, runner
 from medvl.mechanisms.cells import cell_digest
 from medvl.mechanisms.claim import Effect, Mechanism
 from medvl.mechanisms.judge import judge, overall
@@ -192,6 +192,15 @@ def test_the_quick_set_is_in_the_catalogue():
     assert runner._wanted([], quick=True, catalogue=CATALOGUE) == list(QUICK)
     assert runner._wanted([], quick=False, catalogue=CATALOGUE) == list(CATALOGUE)
     assert runner._wanted(["C12", "C1"], quick=True, catalogue=CATALOGUE) == ["C1", "C12"]
+
+
+@pytest.mark.parametrize("key", CATALOGUE)
+def test_each_module_of_the_catalogue_is_its_mechanism(key):
+    mechanism = cells.load(CATALOGUE[key])
+    assert mechanism is not None
+    assert mechanism.key == key
+    assert any(effect.main for effect in mechanism.effects)
+    assert mechanism.claim and mechanism.source and mechanism.setting
 
 
 def test_a_report_without_any_number(tmp_path):
