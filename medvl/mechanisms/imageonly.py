@@ -29,9 +29,11 @@ _SHARE = 0.1
 
 
 def run(
-    seed: int, *, quick: bool, films: int = 2000, steps: int = 400, distil_steps: int = 400
+    seed: int, *, quick: bool, films: int = 2000, steps: int | None = None, distil_steps: int | None = None
 ) -> dict[str, float]:
     """Train one tower with reports and one without; probe both, and a random one, for two attributes."""
+    steps = steps or (200 if quick else 400)
+    distil_steps = distil_steps or steps
     train, lined = _with_lines(draw_films(films, seed=[seed, 1], size_px=_SIZE), seed=[seed, 3])
     test, test_lined = _with_lines(draw_films(600, seed=[seed, 2], size_px=_SIZE), seed=[seed, 4])
     words = Words(train.reports)
