@@ -3,8 +3,8 @@
     python -m tests.studies.selfdistil FOLDER OUT --steps 400
 
 ``FOLDER`` holds ``images.csv`` (columns image, patient_id, etiology) and the pictures. The films of training
-patients, normal ones too, pre-train the tower of the recipe ``dino``. A linear probe at 1, 10 and 100 % of patients
-then reads frozen towers at one size, all for the same held-out patients, whom none has seen.
+patients, normal ones too, pre-train the tower of the recipe ``dino``. A linear probe at 1, 10 and 100 % of
+patients then reads frozen towers at one size, all for the same held-out patients, whom none has seen.
 """
 
 import argparse
