@@ -27,7 +27,7 @@ import torch.nn.functional as F
 
 @dataclass(frozen=True)
 class Case:
-    """Two functions of the same leaves, the rounds to time (two of each), the bars for ours over the twin's."""
+    """Two functions of the same leaves, the rounds to time (two of each), the bars for ours over the twin."""
 
     inputs: Callable[[], list]
     ours: Callable
