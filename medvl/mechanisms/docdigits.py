@@ -108,10 +108,9 @@ def docdigits(
     """Draw pictures until a budget is spent.
 
     A cell holds a digit in one of five colours and, in 55 % of cells, a marker beside it with a shape and a
-    size: 2 or 4 attributes. Each picture has its own share of discs among its markers. Cells are added to a
-    picture until the next would exceed ``complexity``, or all nine are full. Under a budget of ``pairs`` a
-    higher complexity means fewer pictures; under one of ``samples`` it means more pairs. The three parts show
-    different drawings of the digits.
+    size: 2 or 4 attributes. Cells are added to a picture until the next would exceed ``complexity``, or all
+    nine are full. Under a budget of ``pairs`` a higher complexity means fewer pictures; under one of
+    ``samples`` it means more pairs. The three parts show different drawings of the digits.
 
     Args:
         complexity: most pairs of a cell and an attribute in a picture, 4 to 36.
@@ -173,11 +172,10 @@ def docdigits(
 def _contents(rng: np.random.Generator, complexity: int) -> list[tuple[int, ...]]:
     """Draw digit, colour and, where there is a marker, shape and size of each cell."""
     contents: list[tuple[int, ...]] = []
-    discs = rng.random()
     while len(contents) < CELLS:
         content = (int(rng.integers(10)), int(rng.integers(5)))
         if rng.random() < MARKED:
-            content += (int(rng.random() >= discs), int(rng.integers(3)))
+            content += (int(rng.integers(2)), int(rng.integers(3)))
         if sum(map(len, contents)) + len(content) > complexity:
             break
         contents.append(content)
