@@ -15,6 +15,7 @@ from medvl.data.augment import draw
 from medvl.data.loader import BatchOrder
 from medvl.encoders.image import build_image_encoder
 from medvl.errors import ConfigError, UsageError
+from medvl.mechanisms import imageonly
 from medvl.specs import InputSpec
 from medvl.store import Store
 from medvl.training.selfdistil.loss import (
@@ -288,6 +289,19 @@ def test_the_student_does_not_see_what_is_hidden(name):
     assert not torch.equal(*(found.pooled for found in bare))
 
 
+def test_regions_of_another_width_have_a_head_of_their_own():
+    torch.manual_seed(0)
+    tower = build_image_encoder("efficientnet_lite0", {"pretrained": False, "region_stride": 16})
+    net = Distiller(tower, prototypes=6, hidden=8, bottleneck=4)
+    canvas = np.random.default_rng(0).integers(0, 255, (2, 64, 64)).astype(np.uint8)
+    cut = cut_for((4, 4), input=InputSpec(size_px=(64, 64), channels=3), small=0, hidden_films=1.0)
+    views = draw_views(canvas, np.ones(canvas.shape, bool), cut=cut, keys=[(0,), (1,)])
+    net(views, temperature=0.04).total.backward()
+    assert tower.width == 1280 and net.patch_head.prototypes.grad.abs().max() > 0
+    net.follow(momentum=0.0)
+    assert torch.equal(net.teacher_patch_head.prototypes, net.patch_head.prototypes)
+
+
 def test_scores_are_cosines():
     head = Head(5, hidden=4, bottleneck=3, prototypes=7)
     scores = head(normal(6, 5).float())
@@ -356,6 +370,12 @@ def test_training_does_not_collapse():
     likeness = (vectors @ vectors.T).fill_diagonal_(-1)
     assert (kinds[likeness.argmax(1).numpy()] == kinds).mean() > 0.9  # chance is 1 in 3
     assert vectors.std(0).norm() > 0.05
+
+
+def test_the_experiment_measures_what_its_claim_names():
+    values = imageonly.run(0, quick=True, films=120, held=40, steps=4, distil_steps=4)
+    named = {key for effect in imageonly.MECHANISM.effects for key in (effect.after, effect.before)}
+    assert named <= set(values) and all(0 <= value <= 1 for value in values.values())
 
 
 RANKS = textwrap.dedent("""
