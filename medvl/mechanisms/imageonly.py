@@ -164,10 +164,10 @@ MECHANISM = Mechanism(
     "do not say, and falls short on what they name; text supervision drops what no report mentions.",
     source="Pérez-García et al. 2024, RAD-DINO, arXiv 2401.10815",
     setting="1,500 drawn films of 48 pixels, half with a thin bright line that no report mentions; the same "
-    "CNN of four layers trained with reports (CLIP, 250 steps of 96), with films alone (two large and "
-    "two small views, hidden regions, 200 steps of 64; quick: half) or left random. A linear probe on a tenth "
-    "of the films reads the mean of the last map: is there a line (unsaid), is there an effusion (said); AUROC on "
-    "600 other films.",
+    "CNN of four layers trained with reports (CLIP, 250 steps of 96), with films alone (two large and two "
+    "small views, hidden regions, 200 steps of 64; quick: half as many) or left random. A linear probe on a "
+    "tenth of the films reads the mean of the last map: is there a line (unsaid), is there an effusion "
+    "(said); AUROC on 600 other films.",
     run=run,
     effects=(
         Effect("AUROC of the unsaid, films over text", "films/unsaid AUROC", "text/unsaid AUROC"),
