@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from medvl.retrieval.results import Results
     from medvl.training.recipe import Recipe
     from medvl.training.run import RunSummary
+    from medvl.training.selfdistil.recipe import PretrainRecipe
 
 __all__ = [
     "MODALITIES",
@@ -154,7 +155,9 @@ def prepare(
     )
 
 
-def resolve_recipe(recipe: str | Path, *, modality: str = "cxr", overrides: Sequence[str] = ()) -> Recipe:
+def resolve_recipe(
+    recipe: str | Path, *, modality: str = "cxr", overrides: Sequence[str] = ()
+) -> Recipe | PretrainRecipe:
     """Return a recipe by name or file, with ``section.key=value`` overrides applied."""
     from medvl.recipes import resolve
 
@@ -179,7 +182,7 @@ def train(
     out: str | Path,
     *,
     modality: str = "cxr",
-    recipe: str | Path | Recipe = "multi",
+    recipe: str | Path | Recipe | PretrainRecipe = "multi",
     overrides: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> RunSummary:
@@ -189,15 +192,23 @@ def train(
         data: the record store.
         out: the run directory.
         modality: where a recipe's name is looked up.
-        recipe: a name, a YAML file, or a recipe.
+        recipe: a name, a YAML file, or a recipe; one of pre-training (``dino``) reads the films alone and
+            leaves an image tower.
         overrides: ``section.key=value`` strings.
         progress: called with each logged step.
     """
-    from medvl.training.recipe import Recipe
+    if isinstance(recipe, str | Path):
+        chosen = resolve_recipe(recipe, modality=modality, overrides=overrides)
+    else:
+        chosen = recipe.with_overrides(overrides)
+    from medvl.training.selfdistil.recipe import PretrainRecipe
+
+    if isinstance(chosen, PretrainRecipe):
+        from medvl.training.selfdistil.run import pretrain
+
+        return pretrain(data, out, recipe=chosen, progress=progress)
     from medvl.training.run import train as run
 
-    chosen = recipe.with_overrides(overrides) if isinstance(recipe, Recipe) else None
-    chosen = chosen or resolve_recipe(recipe, modality=modality, overrides=overrides)  # type: ignore[arg-type]
     return run(data, out, recipe=chosen, progress=progress)
 
 
