@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from medvl.data import finding_similarity, positives
 from medvl.errors import ConfigError
+from medvl.objectives.contrast import clip_loss
 
 NAN = float("nan")
 
@@ -74,8 +75,24 @@ def test_positives_refuse_unknown_modes_and_weights():
     keys = torch.arange(2)
     with pytest.raises(ConfigError, match=r"unknown positives mode 'simliar'.*Did you mean 'similar'"):
         positives(keys, keys, torch.empty(2, 0), mode="simliar")
-    with pytest.raises(ConfigError, match=r"weight of similar findings is 1\.0"):
-        positives(keys, keys, torch.empty(2, 0), weight=1.0)
+    for weight in (0.0, 1.5):
+        with pytest.raises(ConfigError, match=rf"weight of similar findings is {weight}.*0 < weight <= 1"):
+            positives(keys, keys, torch.empty(2, 0), weight=weight)
+
+
+@pytest.mark.parametrize("mode", ["label", "similar", "bank"])
+@pytest.mark.parametrize("rule", ["mask", "multi", "soft"])
+def test_every_rule_acts_on_every_kind_of_positive(mode, rule):
+    # Cases 0 and 1 have other words, the same finding and the same meaning; case 2 is another one.
+    keys, labels = torch.arange(3), torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+    bank = torch.tensor([[1.0, 0.0], [0.9, 0.19**0.5], [0.0, 1.0]])
+    found = positives(keys, keys, labels, mode=mode, weight=1.0, bank=bank)
+    twins = torch.eye(3) + torch.eye(3)[[1, 0, 2]] * torch.tensor([1.0, 1.0, 0.0])
+    assert torch.equal(found.rows(0, 3), twins)
+    images, texts = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0))
+    loss = clip_loss(images, texts, found, scale=5.0, false_negatives=rule)
+    assert loss == clip_loss(images, texts, twins, scale=5.0, false_negatives=rule)
+    assert loss != clip_loss(images, texts, torch.eye(3), scale=5.0)
 
 
 @given(st.lists(st.lists(st.sampled_from([0.0, 1.0, NAN]), min_size=3, max_size=3), min_size=1, max_size=6))

@@ -59,7 +59,7 @@ def test_the_compared_recipes_differ_in_nothing_but_the_objective():
         ("optimiser.lr=-1", "recipe: optimiser.lr is -1"),
         ("data.batch=1", "recipe: data.batch is 1"),
         ("loop.precision=16", "recipe: loop.precision is 16"),
-        ("objective.similar_weight=1.0", "objective.similar_weight is 1.0"),
+        ("objective.similar_weight=1.5", "objective.similar_weight is 1.5"),
         ("schedule.epochs=.nan", "recipe: schedule.epochs is '.nan'"),
         ("optimiser.lr", "the override 'optimiser.lr' is not of the form"),
         ("=3", "the override '=3' is not of the form"),

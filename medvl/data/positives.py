@@ -86,6 +86,8 @@ class KeyPositives:
     def _from_bank(self, part: slice) -> Float[Tensor, "rows batch"]:
         similarity = self._similarity(part)
         near = (similarity >= self._reach[part, None]) | (similarity >= self._reach)
+        if self.weight == 1:
+            return near.float()
         return torch.where(near, (self.weight * similarity).clamp(_FAINT, self.weight), 0.0)
 
 
@@ -109,8 +111,8 @@ def positives(
     ``same``     0
     ``label``    1 where :func:`same_findings`, else 0
     ``similar``  ``weight · J_ij`` with J of :func:`finding_similarity`
-    ``bank``     ``weight · b_i·b_j`` where j is among the ``neighbours`` of i or i among those of j and
-                 ``b_i·b_j ≥ least``, else 0
+    ``bank``     ``weight · b_i·b_j``, or 1 with a weight of 1, where j is among the ``neighbours`` of i or
+                 i among those of j and ``b_i·b_j ≥ least``, else 0
     ============ =========================================================================================
 
     P is symmetric with a unit diagonal. No more than a block of rows is held at once: ``bank`` first finds,
@@ -124,13 +126,15 @@ def positives(
         report: keys of the normalised reports.
         labels: 1 present, 0 absent, NaN unknown.
         mode: a :data:`PositivesMode`: which equalities count.
-        weight: the value of a text with the very same findings or meaning in other words, inside (0, 1).
+        weight: the value of a text with the very same findings or meaning in other words, in (0, 1]. The
+            rules ``mask`` and ``multi`` for false negatives read ``P = 1`` alone: with a weight of 1 they act
+            on such texts too.
         bank: unit vectors b of the reports from a frozen text encoder.
         neighbours: nearest reports of each that count.
         least: the least similarity that counts.
 
     Raises:
-        ConfigError: an unknown mode, a weight that is not inside (0, 1), fewer than one neighbour, or the
+        ConfigError: an unknown mode, a weight that is not in (0, 1], fewer than one neighbour, or the
             mode ``bank`` without a bank.
 
     Examples:
@@ -149,8 +153,8 @@ def positives(
     """
     if mode not in get_args(PositivesMode):
         raise ConfigError(f"unknown positives mode '{mode}'.", hint=nearest(mode, get_args(PositivesMode)))
-    if not 0 < weight < 1:
-        raise ConfigError(f"the weight of similar findings is {weight}.", hint="Allowed: 0 < weight < 1.")
+    if not 0 < weight <= 1:
+        raise ConfigError(f"the weight of similar findings is {weight}.", hint="Allowed: 0 < weight <= 1.")
     if neighbours < 1:
         raise ConfigError(f"neighbours is {neighbours}.", hint="Allowed: 1 or more.")
     if mode == "bank":
@@ -199,6 +203,11 @@ def finding_similarity(
     ``J_ij = Σ_f p_if p_jf / Σ_f k_if k_jf max(p_if, p_jf)`` over findings f, with p = 1 where present and
     k = 1 where known: a finding that is unknown in one row contributes nothing. Two rows without
     any present finding and with at least one finding known absent in both have ``J = 1``.
+
+    Examples:
+        >>> rows = torch.tensor([[1.0, 0.0, 0.0], [1.0, 1.0, float("nan")], [0.0, 0.0, 0.0]])
+        >>> finding_similarity(rows, rows)[0].tolist()
+        [1.0, 0.5, 0.0]
     """
     present, absent = _present_absent(labels)
     their_present, their_absent = _present_absent(others)

@@ -85,9 +85,9 @@ class Aim(Section):
     name: str
     options: dict[str, Any] = Field(default_factory=dict)
     positives: PositivesMode = "similar"
-    similar_weight: float = Field(default=0.5, gt=0, lt=1)
-    """Value of a text with the very same findings or meaning in other words; see
-    :func:`medvl.data.positives`."""
+    similar_weight: float = Field(default=0.5, gt=0, le=1)
+    """Value of a text with the very same findings or meaning in other words; 1 where ``mask`` and ``multi``
+    shall act on it; see :func:`medvl.data.positives`."""
     bank: str = "minilm"
     """The frozen text encoder whose vectors say which reports mean the same, for positives of the bank."""
     neighbours: int = Field(default=8, ge=1)
