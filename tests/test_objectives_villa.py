@@ -207,6 +207,32 @@ def test_an_unknown_finding_is_neither_present_nor_absent():
     assert terms["mapping"] == 0.0 and terms["region"] == 0.0 and terms["instance"] > 0.0
 
 
+def test_the_terms_read_their_own_options():
+    # States of three kinds: mapping and regions differ where an unknown finding is taken for an absent one.
+    image, text = features(7)
+    options = {"mapping_temperature": 0.2, "region_temperature": 0.4, "margin": 0.05, "temperature": 0.1}
+    objective = build("villa", mapping_weight=0.5, region_weight=2.0, **options)
+    terms = objective(image, text, positives(7)).terms
+    present, absent, unknown = text.findings == 1, text.findings == 0, text.findings.isnan()
+    assert present.any() and absent.any() and unknown.any()
+    cosines = objective.heads(image.regions, text.attributes).detach()
+    scores = best_region(cosines, image.region_mask, temperature=0.4) / 0.2
+    assert terms["mapping"].item() == pytest.approx(0.5 * mapping_oracle(scores, present, absent), abs=1e-10)
+    mapped = map_regions(cosines, present, image.region_mask, margin=0.05)
+    region = region_oracle(image.regions, text.attributes, mapped, unknown, 10.0)
+    assert terms["region"].item() == pytest.approx(2 * region, abs=1e-6)
+
+
+def test_no_finding_has_no_place():
+    image, text = features(6)
+    named = [*OPTIONS["villa"]["findings"][:3], "no_finding"]
+    unknown = text.findings.clone()
+    unknown[:, 3] = math.nan
+    terms = build("villa", findings=named)(image, text, positives(6)).terms
+    assert terms == build("villa")(image, replace(text, findings=unknown), positives(6)).terms
+    assert terms != build("villa")(image, text, positives(6)).terms
+
+
 def found(seed, temperature):
     """Share of findings whose head comes to point at their regions; images alone are labelled."""
     torch.manual_seed(seed)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from medvl.errors import ConfigError
 from medvl.features import ImageFeatures, LossTerms, Positives, TextFeatures
 from medvl.objectives.base import AlignmentObjective
+from medvl.objectives.chunked import full_precision
 from medvl.objectives.combine import weighted
 from medvl.objectives.contrast import LogitScale, clip_loss, unit
 from medvl.objectives.options import check_numbers, false_negatives_mode
@@ -198,7 +199,7 @@ class Villa(AlignmentObjective):
 
     The mapping learns from regions and names that it does not move, and follows them as they move; from
     epoch ``mapping_epochs`` on it says which regions are contrasted with which finding. An unknown finding
-    is neither present nor absent.
+    is neither present nor absent; ``no_finding`` lies nowhere and counts as unknown.
 
     Args:
         dim: width of the features.
@@ -222,6 +223,7 @@ class Villa(AlignmentObjective):
 
     needs_local = True
     needs_attributes = True
+    has_place: Bool[Tensor, " findings"]
 
     def __init__(
         self,
@@ -258,6 +260,9 @@ class Villa(AlignmentObjective):
             )
         self.findings = tuple(findings)
         self.heads = AttributeHeads(dim, count=len(self.findings))
+        # Not a part of the state: it belongs to the label columns of the store, not to what was learned.
+        places = torch.tensor([name != "no_finding" for name in self.findings])
+        self.register_buffer("has_place", places, persistent=False)
 
     def on_epoch(self, epoch: int) -> None:
         """Say which epoch begins: regions join from ``mapping_epochs`` on."""
@@ -281,10 +286,11 @@ class Villa(AlignmentObjective):
                 f"objective 'villa' has {len(self.findings)} findings, and the batch {got or 'none'}.",
                 hint="Train on the store whose findings the objective was built with.",
             )
-        present, absent = findings > 0.5, findings < 0.5  # NaN is neither
+        # NaN is neither present nor absent.
+        present, absent = (findings > 0.5) & self.has_place, (findings < 0.5) & self.has_place
         regions, mask = image_features.regions, image_features.region_mask
         # Autocast would bring the products back to half precision.
-        with torch.autocast(regions.device.type, enabled=False):
+        with full_precision(regions.device):
             cosines = self.heads(regions.detach(), attributes.detach())
             best = best_region(cosines, mask, temperature=self.region_temperature)
             mapped = map_regions(cosines.detach(), present, mask, margin=self.margin)
