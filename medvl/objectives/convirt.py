@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -56,14 +55,12 @@ class Convirt(AlignmentObjective):
         positives: Float[Tensor, "batch batch"] | Positives,
     ) -> LossTerms:
         """Return the loss of a gathered batch."""
-        # Autocast would bring the products back to half precision.
-        with torch.autocast(image_features.pooled.device.type, enabled=False):
-            loss = clip_loss(
-                image_features.pooled,
-                text_features.pooled,
-                positives,
-                scale=1 / self.temperature,
-                image_weight=self.image_weight,
-                false_negatives=self.false_negatives,
-            )
+        loss = clip_loss(
+            image_features.pooled,
+            text_features.pooled,
+            positives,
+            scale=1 / self.temperature,
+            image_weight=self.image_weight,
+            false_negatives=self.false_negatives,
+        )
         return LossTerms(loss, {"instance": loss.detach()})

@@ -77,12 +77,10 @@ class Cxrclip(AlignmentObjective):
             )
 
         images, texts = image_features.pooled, text_features.pooled
-        # Autocast would bring the products back to half precision.
-        with torch.autocast(images.device.type, enabled=False):
-            across = [clip(images, texts, a, b) for a, b in itertools.product((0, 1), repeat=2)]
-            terms = {
-                "instance": torch.stack(across).mean(),
-                "image": clip(images, images, 0, 1),
-                "text": clip(texts, texts, 0, 1),
-            }
-            return weighted(terms, self.weights)
+        across = [clip(images, texts, a, b) for a, b in itertools.product((0, 1), repeat=2)]
+        terms = {
+            "instance": torch.stack(across).mean(),
+            "image": clip(images, images, 0, 1),
+            "text": clip(texts, texts, 0, 1),
+        }
+        return weighted(terms, self.weights)

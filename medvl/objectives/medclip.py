@@ -9,11 +9,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from medvl.errors import ConfigError, nearest
+from medvl.errors import ConfigError
 from medvl.features import ImageFeatures, LossTerms, Positives, TextFeatures
 from medvl.objectives.base import AlignmentObjective
 from medvl.objectives.contrast import LogitScale, clip_loss
-from medvl.objectives.options import false_negatives_mode
+from medvl.objectives.options import check_choice, false_negatives_mode
 
 __all__ = ["LabelEncoding", "Medclip", "label_vectors", "medclip_loss"]
 
@@ -29,7 +29,8 @@ def label_vectors(
 
     Args:
         labels: 1 present, 0 absent, NaN unknown or uncertain, as in :class:`medvl.features.Batch`.
-            CheXpert's own numbers are others (−1 is uncertain), and so are MedCLIP's (−1 absent, 0 uncertain).
+            CheXpert's own numbers are others (−1 is uncertain), and so are MedCLIP's (−1 absent,
+            0 uncertain).
         encoding: a :data:`LabelEncoding`.
 
     Raises:
@@ -151,8 +152,7 @@ class Medclip(AlignmentObjective):
         false_negatives: str = "soft",
     ) -> None:
         super().__init__()
-        if encoding not in get_args(LabelEncoding):
-            raise ConfigError(f"encoding is '{encoding}'.", hint=nearest(encoding, get_args(LabelEncoding)))
+        check_choice("encoding", encoding, get_args(LabelEncoding))
         self.encoding = cast(LabelEncoding, encoding)
         self.false_negatives = false_negatives_mode(false_negatives)
         self.scale = LogitScale(temperature=temperature)
@@ -169,14 +169,12 @@ class Medclip(AlignmentObjective):
             ConfigError: with ``soft``, labels that are missing or no labels at all.
         """
         images, texts, scale = image_features.pooled, text_features.pooled, self.scale()
-        # Autocast would bring the products back to half precision.
-        with torch.autocast(images.device.type, enabled=False):
-            if self.false_negatives == "soft":
-                findings = text_features.findings
-                if findings is None:
-                    findings = images.new_empty(len(images), 0)
-                vectors = label_vectors(findings, encoding=self.encoding)
-                loss = medclip_loss(images, texts, vectors, scale=scale)
-            else:
-                loss = clip_loss(images, texts, positives, scale=scale, false_negatives=self.false_negatives)
+        if self.false_negatives == "soft":
+            findings = text_features.findings
+            if findings is None:
+                findings = images.new_empty(len(images), 0)
+            vectors = label_vectors(findings, encoding=self.encoding)
+            loss = medclip_loss(images, texts, vectors, scale=scale)
+        else:
+            loss = clip_loss(images, texts, positives, scale=scale, false_negatives=self.false_negatives)
         return LossTerms(loss, {"instance": loss.detach()})

@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from medvl.errors import ConfigError, nearest
 from medvl.features import ImageFeatures, LossTerms, Positives, TextFeatures
 from medvl.objectives.base import AlignmentObjective
+from medvl.objectives.chunked import full_precision
 from medvl.objectives.combine import weighted
 from medvl.objectives.contrast import LogitScale, clip_loss
-from medvl.objectives.options import check_numbers, false_negatives_mode
+from medvl.objectives.options import check_choice, check_numbers, false_negatives_mode
 from medvl.objectives.organs import OrganContrast
 from medvl.objectives.targets import as_positives
 
@@ -118,10 +117,7 @@ class Medvista(AlignmentObjective):
         check_numbers(
             0.0, instance_weight=instance_weight, organ_weight=organ_weight, bank_weight=bank_weight
         )
-        if bank_targets not in ("any", "soft"):
-            raise ConfigError(
-                f"bank_targets is '{bank_targets}'.", hint=nearest(bank_targets, ("any", "soft"))
-            )
+        check_choice("bank_targets", bank_targets, ("any", "soft"))
         self.weights = {"instance": instance_weight, "organs": organ_weight, "bank": bank_weight}
         self.bank_targets = bank_targets
         self.false_negatives = false_negatives_mode(false_negatives)
@@ -144,7 +140,7 @@ class Medvista(AlignmentObjective):
         """Return the loss of a gathered batch and its three weighted terms."""
         images, texts, scale = image_features.pooled, text_features.pooled, self.scale()
         # Autocast would bring the products back to half precision.
-        with torch.autocast(images.device.type, enabled=False):
+        with full_precision(images.device):
             terms = {
                 "instance": clip_loss(
                     images, texts, positives, scale=scale, false_negatives=self.false_negatives

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from medvl.features import ImageFeatures, LossTerms, Positives, TextFeatures
 from medvl.objectives.base import AlignmentObjective
+from medvl.objectives.chunked import full_precision
 from medvl.objectives.combine import weighted
 from medvl.objectives.contrast import LogitScale, clip_loss
 from medvl.objectives.options import check_numbers, false_negatives_mode, shared_sentences_mode
@@ -96,7 +96,7 @@ class Multi(AlignmentObjective):
     ) -> LossTerms:
         """Return the loss of a gathered batch and its three weighted terms."""
         # Autocast would bring the products back to half precision.
-        with torch.autocast(image_features.pooled.device.type, enabled=False):
+        with full_precision(image_features.pooled.device):
             terms = {
                 "instance": clip_loss(
                     image_features.pooled,

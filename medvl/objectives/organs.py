@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from medvl.errors import ConfigError
 from medvl.features import ImageFeatures, LossTerms, Positives, TextFeatures
 from medvl.objectives.base import AlignmentObjective
+from medvl.objectives.chunked import full_precision
 from medvl.objectives.combine import weighted
 from medvl.objectives.contrast import LogitScale, clip_loss, unit
 from medvl.objectives.options import FalseNegatives, check_numbers, false_negatives_mode
@@ -271,7 +272,7 @@ class Organs(AlignmentObjective):
     ) -> LossTerms:
         """Return the loss of a gathered batch and its two weighted terms."""
         # Autocast would bring the products back to half precision.
-        with torch.autocast(image_features.pooled.device.type, enabled=False):
+        with full_precision(image_features.pooled.device):
             instance = clip_loss(
                 image_features.pooled,
                 text_features.pooled,

@@ -97,6 +97,13 @@ def text_parts(text_features: TextFeatures, *, parts: int) -> TextParts:
 
     Raises:
         ConfigError: the features have no ``sentence_parts``.
+
+    Examples:
+        >>> said, mask = torch.eye(2)[None], torch.ones(1, 2) > 0  # a report of two sentences
+        >>> text = TextFeatures(said[:, 0], said, mask, said, mask, sentence_parts=torch.tensor([[2, 2]]))
+        >>> found = text_parts(text, parts=3)
+        >>> found.said.tolist(), found.vectors[0, 1].tolist()
+        ([[False, True, False]], [0.5, 0.5])
     """
     numbers, sentences = text_features.sentence_parts, text_features.sentences
     if numbers is None:
@@ -112,8 +119,8 @@ def text_parts(text_features: TextFeatures, *, parts: int) -> TextParts:
     if keys is None:  # nobody knows what they say: each report says something of its own
         sums = torch.arange(len(member), device=member.device)[:, None].expand(-1, parts)
     else:
-        # A sum does not know the order of the sentences; mixed first, or keys 1 and 4 would add up to 2 and 3.
-        # 64-bit integers wrap around.
+        # A sum does not know the order of the sentences; mixed first, or keys 1 and 4 would add up to what
+        # 2 and 3 do. 64-bit integers wrap around.
         mixed = (keys + 1) * 0x2545F4914F6CDD1D
         mixed = (mixed ^ (mixed >> 29)) * 0x3C79AC492BA7B653
         sums = (member * (mixed ^ (mixed >> 32))[..., None]).sum(dim=1)

@@ -11,11 +11,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from medvl.errors import ConfigError, nearest
+from medvl.errors import ConfigError
 from medvl.features import ImageFeatures, LossTerms, Positives, TextFeatures
 from medvl.objectives.base import AlignmentObjective
+from medvl.objectives.chunked import full_precision
 from medvl.objectives.contrast import LogitScale, cross_entropy, logit_mask_and_targets, unit
-from medvl.objectives.options import FalseNegatives, false_negatives_mode
+from medvl.objectives.options import FalseNegatives, check_choice, false_negatives_mode
 from medvl.objectives.targets import as_positives
 from medvl.objectives.views import ViewPositives, of_view
 
@@ -231,8 +232,7 @@ class _Tuples:
 
 
 def _negatives_mode(value: str) -> Negatives:
-    if value not in get_args(Negatives):
-        raise ConfigError(f"negatives is '{value}'.", hint=nearest(value, get_args(Negatives)))
+    check_choice("negatives", value, get_args(Negatives))
     return cast(Negatives, value)
 
 
@@ -282,7 +282,7 @@ class Symile(AlignmentObjective):
     ) -> LossTerms:
         """Return the loss of a gathered batch."""
         # Autocast would bring the products back to half precision.
-        with torch.autocast(image_features.pooled.device.type, enabled=False):
+        with full_precision(image_features.pooled.device):
             first, second = of_view(image_features.pooled, 0), of_view(image_features.pooled, 1)
             text = unit(of_view(text_features.pooled, 0)) + unit(of_view(text_features.pooled, 1))
             present = None
