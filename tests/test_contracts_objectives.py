@@ -221,6 +221,23 @@ def test_identity_positives_are_the_plain_formula(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_each_rule_for_false_negatives_is_another_loss(name):
+    # Studies 0 and 1 are equally right, 0 and 2 partly; no two reports share a sentence.
+    parts = features(n := even(name, 4))
+    parts[1].sentence_keys.copy_(torch.arange(3 * n).view(n, 3))
+    studies = torch.eye(4)
+    studies[0, 1] = studies[1, 0] = 1.0
+    studies[0, 2] = studies[2, 0] = 0.5
+    views = OBJECTIVES.factory(name).views
+    matrix = studies.repeat_interleave(views, 0).repeat_interleave(views, 1)
+    losses = [
+        build(name, false_negatives=mode)(*parts, matrix).total.item()
+        for mode in ("none", "mask", "multi", "soft")
+    ]
+    assert len({round(loss, 9) for loss in losses}) == 4, losses
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_every_parameter_learns(name):
     objective = build(name)
     parts = change(features(n := even(name, 5)), lambda x: x.requires_grad_())
