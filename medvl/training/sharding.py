@@ -120,4 +120,5 @@ def _alike(value: Any, own: Any) -> Any:
         return value
     from torch.distributed.tensor import distribute_tensor
 
-    return distribute_tensor(value.to(own.device), own.device_mesh, own.placements)
+    # Every rank has read the checkpoint: nothing needs to be sent, in whatever order the ranks ask.
+    return distribute_tensor(value.to(own.device), own.device_mesh, own.placements, src_data_rank=None)

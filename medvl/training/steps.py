@@ -80,7 +80,7 @@ class DirectoryIO(CheckpointIO):
         verify(folder)
         checkpoint: dict[str, Any] = read_state(folder / "training")
         weights = _weights(folder)
-        kept = {prefix + name: tensor for prefix in {MODEL, self._kept} for name, tensor in weights.items()}
+        kept = {prefix + name: tensor for prefix in (MODEL, self._kept) for name, tensor in weights.items()}
         checkpoint["state_dict"] = {**kept, **checkpoint["state_dict"]}
         return checkpoint
 
