@@ -55,6 +55,8 @@ def test_encoders_that_would_mean_nothing():
     for name in ("bert", "huggingface"):
         with pytest.raises(ConfigError, match=rf"'{name}' alone is no pretrained encoder.*Give minilm"):
             bank_vectors(REPORTS, encoder=name)
+    with pytest.raises(ConfigError, match=r"'minilmm' is neither .* a directory\..*Did you mean 'minilm'"):
+        bank_vectors(REPORTS, encoder="minilmm")
 
 
 @pytest.mark.weights

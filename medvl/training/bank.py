@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -10,7 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float32
 
 from medvl.encoders.text import TEXT_ENCODERS, build_text_encoder, text_tokeniser
-from medvl.errors import ConfigError
+from medvl.errors import ConfigError, nearest
 from medvl.progress import Progress
 
 __all__ = ["bank_vectors"]
@@ -49,6 +50,11 @@ def bank_vectors(
         raise ConfigError(
             f"'{encoder}' alone is no pretrained encoder for the bank.",
             hint="Give minilm, or the directory of a text encoder.",
+        )
+    if encoder not in TEXT_ENCODERS and not Path(encoder).is_dir():
+        raise ConfigError(
+            f"'{encoder}' is neither a pretrained encoder for the bank nor a directory.",
+            hint=f"{nearest(encoder, ('minilm',))} Or the directory of a text encoder.",
         )
     name, options = (encoder, {}) if encoder in TEXT_ENCODERS else ("huggingface", {"path": encoder})
     unique = {text: row for row, text in enumerate(dict.fromkeys(tuple(text) for text in texts))}
