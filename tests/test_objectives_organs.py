@@ -100,10 +100,14 @@ def test_without_an_eligible_part_the_loss_is_a_zero_with_a_gradient(eligible):
     assert all(not gradient.any() for gradient in torch.autograd.grad(loss, (images, texts)))
 
 
-def test_only_eligible_rows_take_part():
+@pytest.mark.parametrize("rows", [[0, 2, 3], [1, 4]])
+def test_only_eligible_rows_take_part(rows):
     images, texts = random_parts(5, 1)
-    eligible = torch.tensor([[True], [False], [True], [True], [False]])
-    kept = eligible[:, 0]
+    kept = torch.zeros(5, dtype=torch.bool).index_fill(0, torch.tensor(rows), True)
+    eligible = kept[:, None]
+    if len(rows) == 2:  # fewer cannot be contrasted
+        plain = clip_loss(images[kept, 0], texts[kept, 0], torch.eye(2), scale=1 / 0.07)
+        assert loss_of(images, texts, eligible=eligible).item() == pytest.approx(plain.item(), abs=1e-10)
     matrix = positives(5).double()
     assert loss_of(images, texts, eligible=eligible, matrix=matrix) == loss_of(
         images[kept], texts[kept], matrix=matrix[kept][:, kept]
