@@ -25,7 +25,8 @@ def block_names(net: nn.Module) -> list[str]:
 
     Examples:
         >>> layer = nn.TransformerEncoderLayer(8, 2)
-        >>> block_names(nn.Sequential(nn.Linear(3, 8), nn.TransformerEncoder(layer, 2)))
+        >>> encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        >>> block_names(nn.Sequential(nn.Linear(3, 8), encoder))
         ['1.layers.0', '1.layers.1']
     """
     found: dict[type[nn.Module], list[str]] = {}
@@ -51,7 +52,8 @@ def module_depths(net: nn.Module) -> dict[str, int]:
 
     Examples:
         >>> layer = nn.TransformerEncoderLayer(8, 2)
-        >>> net = nn.Sequential(nn.Linear(3, 8), nn.TransformerEncoder(layer, 2), nn.LayerNorm(8))
+        >>> encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        >>> net = nn.Sequential(nn.Linear(3, 8), encoder, nn.LayerNorm(8))
         >>> [module_depths(net)[name] for name in ("0", "1.layers.0", "1.layers.1.linear1", "2")]
         [0, 1, 2, 3]
     """

@@ -53,8 +53,11 @@ class _Chunks:
     def piece(self, k: int) -> Encoded:
         """Encode piece k under its own random numbers, in the precision of the step."""
         first, last = self.spans[k]
-        values = {field.name: getattr(self.batch, field.name) for field in fields(self.batch)}
-        part = Batch(**{name: None if value is None else value[first:last] for name, value in values.items()})
+        values: dict[str, Any] = {
+            field.name: None if (value := getattr(self.batch, field.name)) is None else value[first:last]
+            for field in fields(self.batch)
+        }
+        part = Batch(**values)
         torch.manual_seed(integer_key(f"{self.seed}:{k}"))
         # A cast that was cached without a gradient would be used again where one is needed.
         with torch.autocast(**self.autocast, cache_enabled=torch.is_grad_enabled()):
@@ -63,11 +66,13 @@ class _Chunks:
     def all(self) -> list[Tensor]:
         """Encode everything without a graph; return the tensors that a gradient may flow through."""
         pieces = [self.piece(k) for k in range(len(self.spans))]
-        image, text = (_joined([piece[side] for piece in pieces]) for side in (0, 1))
+        image = _joined([piece[0] for piece in pieces])
+        text = _joined([piece[1] for piece in pieces])
         self.joined = image, text
+        both: tuple[Any, Any] = self.joined
         self.names = [
             (side, field.name)
-            for side, features in enumerate(self.joined)
+            for side, features in enumerate(both)
             for field in fields(features)
             if isinstance(value := getattr(features, field.name), Tensor)
             and value.is_floating_point()

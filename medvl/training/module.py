@@ -175,7 +175,8 @@ class AlignmentModule(LightningModule):
         image, text = self._projected(batch, step=step)
         image, text = gather_features(image), gather_features(text)
         keys = {name: getattr(batch, name) for name in _KEYS}
-        batch = replace(batch, **{name: None if key is None else gather(key) for name, key in keys.items()})
+        joined: dict[str, Any] = {n: None if key is None else gather(key) for n, key in keys.items()}
+        batch = replace(batch, **joined)
         # After the gather, so that a norm sees the batch of all ranks.
         self.last_terms = self.loss(*self._normalised(image, text), batch)
         return self.last_terms.total
@@ -259,7 +260,7 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
     """Return ``batch`` with every tensor on ``device``."""
     if device.type == "cpu":
         return batch
-    moved = {
+    moved: dict[str, Any] = {
         name: None if tensor is None else tensor.to(device, non_blocking=True)
         for name, tensor in vars(batch).items()
     }
