@@ -42,7 +42,7 @@ def averaged_copy(model: AlignmentModel, *, share: bool) -> AlignmentModel:
     average = copy.deepcopy(model, shared)
     for name, value in average.named_parameters():
         if name in trains:
-            value.requires_grad_(requires_grad=False)
+            value.requires_grad = False
     return average.eval()
 
 
