@@ -149,7 +149,7 @@ def _pair(trials: Trials, vectors: Vectors, row: int, right: Text, wrong: Text) 
 
     def similar(text: Text) -> float:
         other = vectors[text].astype(np.float64)
-        length = max(np.linalg.norm(anchor) * np.linalg.norm(other), 1e-12)
+        length = max(float(np.linalg.norm(anchor) * np.linalg.norm(other)), 1e-12)
         return round(float(anchor @ other / length), _DECIMALS)
 
     return similar(right), similar(wrong), case.patient_id

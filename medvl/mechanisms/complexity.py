@@ -195,7 +195,7 @@ def run(seed: int, *, quick: bool) -> dict[str, float]:
         budgets["middle_same_pictures"] = (MIDDLE, {"samples": len(high)})
     values: dict[str, float] = {"complexity_high": high.complexity}
     for name, (complexity, budget) in budgets.items():
-        data = docdigits(complexity=complexity, seed=seed, **budget)
+        data = docdigits(complexity=complexity, seed=seed, **budget)  # type: ignore[arg-type]
         values[f"complexity_{name}"] = data.complexity
         values[f"score_{name}"] = _score(
             _train(_pixels(data.images), data.captions, steps=steps, seed=seed), test

@@ -71,7 +71,7 @@ class DocDigits:
     @property
     def present(self) -> Bool[np.ndarray, "samples attributes"]:
         """True where some cell has the attribute: what a caption says."""
-        return self.regions.any(axis=1)
+        return self.regions.any(axis=1)  # type: ignore[return-value]
 
     @property
     def cells(self) -> UInt8[np.ndarray, "samples cells cell cell 3"]:
@@ -138,7 +138,7 @@ def docdigits(
     rng = np.random.default_rng([seed, complexity, list(PARTS).index(part)])
     glyphs, digits = _glyphs()
     drawings = np.arange(len(digits))[PARTS[part]]
-    images, truths, captions, spent = [], [], [], 0
+    images, truths, captions, spent = [], [], [], 0  # type: ignore[var-annotated]
     while samples is None or len(images) < samples:
         contents = _contents(rng, complexity)
         spent += sum(map(len, contents))
@@ -175,7 +175,7 @@ def _contents(rng: np.random.Generator, complexity: int) -> list[tuple[int, ...]
     while len(contents) < CELLS:
         content = (int(rng.integers(10)), int(rng.integers(5)))
         if rng.random() < MARKED:
-            content += (int(rng.integers(2)), int(rng.integers(3)))
+            content += (int(rng.integers(2)), int(rng.integers(3)))  # type: ignore[assignment]
         if sum(map(len, contents)) + len(content) > complexity:
             break
         contents.append(content)

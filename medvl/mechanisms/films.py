@@ -119,8 +119,8 @@ def prompts(finding: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     if finding in ("cardiomegaly", "interstitial_edema"):
         places = [Finding(finding, "none", "none", "medium", "moderate")]
     else:
-        zones = {"pleural_effusion": ("lower",), "pneumothorax": ("upper",)}.get(finding, zones)
-        places = [Finding(finding, side, zone, "medium", "moderate") for side in sides for zone in zones]
+        zones = {"pleural_effusion": ("lower",), "pneumothorax": ("upper",)}.get(finding, zones)  # type: ignore[assignment]
+        places = [Finding(finding, side, zone, "medium", "moderate") for side in sides for zone in zones]  # type: ignore[arg-type]
     said = tuple(statement(place, term) for place in places for term in TERMS[finding])
     return said, NEGATED[finding]
 

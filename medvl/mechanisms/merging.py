@@ -97,7 +97,7 @@ def expanded(report: Sequence[str], *, site: int) -> tuple[str, ...]:
 
 def _first(films: Films, n: int) -> Films:
     parts = (films.images, films.findings, films.reports, films.labels, films.key)
-    return Films(*(part[:n] for part in parts))
+    return Films(*(part[:n] for part in parts))  # type: ignore[arg-type]
 
 
 def _trained(films: Films, words: Words, *, seed: int, steps: int) -> Towers:

@@ -224,4 +224,4 @@ def fit(
         schedule.step()
         for module in modules:
             if hasattr(module, "clamp_"):
-                module.clamp_()
+                module.clamp_()  # type: ignore[operator]

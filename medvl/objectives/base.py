@@ -28,10 +28,10 @@ class AlignmentObjective(nn.Module):
         """Bring the parameters back into their range; call it after each optimiser step."""
         for part in self.children():
             if hasattr(part, "clamp_"):
-                part.clamp_()
+                part.clamp_()  # type: ignore[operator]
 
     def on_epoch(self, epoch: int) -> None:
         """Say which epoch begins, for parts that treat the first ones otherwise."""
         for part in self.children():
             if hasattr(part, "on_epoch"):
-                part.on_epoch(epoch)
+                part.on_epoch(epoch)  # type: ignore[operator]

@@ -166,7 +166,7 @@ class _TwoWayContrast(torch.autograd.Function):
             if weights is None:
                 matches[part] = logits[:, part].diagonal()
             else:
-                left_out, right = block_answers(positives, part, logits, mode=mode)
+                left_out, right = block_answers(positives, part, logits, mode=mode)  # type: ignore[arg-type]
                 _add(matches, part, logits * right)
                 _add(weights, part, right)
             exponentials = _exponentials(logits, left_out, ctx.work)
@@ -198,7 +198,7 @@ def _gradients(
     scale: Float[Tensor, ""],
     sums: Float[Tensor, "2 batch"],
     weights: Float[Tensor, "2 batch"] | None,
-    kept: list[Tensor | None],
+    kept: list[Any],
     upstream: Float[Tensor, ""],
 ) -> tuple[Tensor | None, ...]:
     """Return the gradient of each argument of :class:`_TwoWayContrast`."""
@@ -229,7 +229,7 @@ def _gradients(
             text_slope.addmm_(slope.T, images[part])
     factor = upstream / len(images)
     by_length = factor * scale
-    along = torch.linalg.vecdot(images, image_slope)[:, None] if want_images or want_scale else None
+    along: Any = torch.linalg.vecdot(images, image_slope)[:, None] if want_images or want_scale else None
     by_image = by_text = None
     if want_images:
         by_image = image_slope.addcmul_(images, along, value=-1).mul_(by_length / ctx.lengths[0])

@@ -49,7 +49,7 @@ class _PairwiseLogistic(torch.autograd.Function):
             logits = torch.addmm(bias, images[part] * scale, texts.T)
             left_out, right = None, None
             if mode != "none":
-                left_out, right = block_answers(positives, part, logits, mode=mode)
+                left_out, right = block_answers(positives, part, logits, mode=mode)  # type: ignore[arg-type]
             penalty = F.softplus(logits, threshold=threshold)
             penalty = penalty if left_out is None else penalty.masked_fill_(left_out, 0.0)
             gain = logits[:, part].diagonal() if right is None else (logits * right).sum(dim=1)
@@ -131,7 +131,7 @@ def siglip_loss(
     mode = false_negatives_mode(false_negatives)
     with full_precision(images.device):
         images, texts = unit(images), unit(texts)
-        like = {"dtype": images.dtype, "device": images.device}
+        like: dict[str, Any] = {"dtype": images.dtype, "device": images.device}
         inputs = [images, texts, torch.as_tensor(scale, **like), torch.as_tensor(bias, **like)]
         if not torch.is_grad_enabled():
             # Otherwise a function takes the gradients of what requires them all the same.

@@ -78,7 +78,7 @@ class _TokenAlignment(torch.autograd.Function):
         length = temperature**-0.5
         learning = any(ctx.needs_input_grad)
         losses = torch.empty(len(words), dtype=torch.float64, device=words.device)
-        slopes = (torch.empty_like(words), torch.empty_like(regions)) if learning else ()
+        slopes: tuple[Any, ...] = (torch.empty_like(words), torch.empty_like(regions)) if learning else ()
         entries = BLOCK_MATRICES * max(words.shape[1], regions.shape[1], 1) ** 2
         for part in blocks(len(words), None, columns=entries, device=words.device):
             w, by_length = _of_length(words[part], word_mask[part], length)
@@ -96,7 +96,8 @@ class _TokenAlignment(torch.autograd.Function):
             losses[part] = word.losses + region.losses
             if learning:
                 slope = word.by_product.add_(region.by_product)
-                by_word, by_region = word.by_query, word.by_key
+                by_word: Any = word.by_query
+                by_region: Any = word.by_key
                 if region.by_query is not None:
                     by_word, by_region = by_word + region.by_key, by_region + region.by_query
                 word_slope = torch.baddbmm(by_word, slope, p)

@@ -42,7 +42,8 @@ def plans(texts):
     rows["objective coca"] = ["objective.name=clip", "projection.image_pool=attention", *still]
     rows["text minilm, adapters"] = []
     rows["text bert, from scratch"] = [
-        "text={name: bert, options: {layers: 2, width: 128, heads: 4}, train: full, lora: null, max_tokens: 64}"
+        "text={name: bert, options: {layers: 2, width: 128, heads: 4}, train: full, lora: null, "
+        "max_tokens: 64}"
     ]
     for name, path in texts:
         tower = f"name: huggingface, options: {{path: {path}}}, max_tokens: 64"
@@ -200,8 +201,9 @@ def main() -> None:
         probed = probe(asked.children, asked.out, name, lambda run=run: run_tower(run))
         lines.append(row_of(name, each, probed))
     queries = [numbers["retrieval/image_to_text/id/R@5/model"]["n"] for numbers in some]
-    lines += ["", f"{len(asked.splits)} splits by group (seeds {asked.splits}), {min(queries)}–{max(queries)} held-out films each; "
-              "in brackets the difference from ridge and its interval."]  # fmt: skip
+    splits = f"{len(asked.splits)} splits by group (seeds {asked.splits})"
+    films = f"{min(queries)}–{max(queries)} held-out films each"
+    lines += ["", f"{splits}, {films}; in brackets the difference from ridge and its interval."]
     (asked.out / "table.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
 

@@ -184,7 +184,7 @@ def draw_views(
         part, inside = crop(canvas, mask, boxes, size_px=size_px)
         if cut.augment is not None:
             moved, inside = cut.augment(part, inside, streams=streams)
-            part = moved  # type: ignore[assignment] - no longer whole grey values
+            part = moved  # type: ignore[assignment]  # no longer whole grey values
         images[size].append(np.stack([cut.input.normalise(film) for film in part]))
         masks[size].append(inside)
         if size == "large":
