@@ -225,7 +225,7 @@ def llm2clip(
         "dtype": dtype,
         "adaptor": {"depth": depth, "expansion": expansion},
     }
-    tower = text_tower("llm2clip", model, architecture, tokeniser)
+    tower: Any = text_tower("llm2clip", model, architecture, tokeniser)
     if tower.pooler is not None:
         load_pooling(tower.pooler, directory)
     if cache or cache_file:

@@ -77,7 +77,7 @@ def _with_lines(films: Films, *, seed: list[int]) -> tuple[Films, Bool[np.ndarra
         top, end = rng.integers(0, _SIZE // 4), rng.integers(_SIZE // 2, 3 * _SIZE // 4)
         start, slope, bow = rng.uniform(0.25, 0.75) * _SIZE, rng.uniform(-0.3, 0.3), rng.uniform(-3, 3)
         part = rows[top:end]
-        along = (part - top) / max(1, end - top)
+        along = (part - top) / max(1, end - top)  # type: ignore[operator]
         columns = np.clip(np.rint(start + slope * (part - top) + bow * np.sin(np.pi * along)), 0, _SIZE - 1)
         images[film, 0, part, columns.astype(int)] += 0.9
     return replace(films, images=images), lined

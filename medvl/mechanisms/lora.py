@@ -54,14 +54,14 @@ def run(
     values["full/AUROC"] = zero_shot_auroc(full, test, words=words)
     adapted = _with_tower(towers)
     torch.manual_seed(seed)
-    add_lora(adapted.image, LoraOptions(rank=_RANK, alpha=2.0 * _RANK, targets=("*",)))
+    add_lora(adapted.image, LoraOptions(rank=_RANK, alpha=2.0 * _RANK, targets=("*",)))  # type: ignore[type-var]
     trained = sum(value.numel() for value in adapted.image.parameters() if value.requires_grad)
     _adapt(adapted, copy.deepcopy(scale), other, words, seed=seed, steps=tuning, lr=1e-2)
     values["LoRA/AUROC"] = zero_shot_auroc(adapted, test, words=words)
     values["LoRA/share of the tower"] = trained / sum(v.numel() for v in towers.image.parameters())
     values["LoRA/share of the model"] = trained / sum(v.numel() for v in towers.parameters())
     before = adapted.embed_images(pixels(test))
-    merge_lora(adapted.image)
+    merge_lora(adapted.image)  # type: ignore[type-var]
     values["LoRA/merged less unmerged"] = float(np.abs(adapted.embed_images(pixels(test)) - before).max())
     return values
 
