@@ -6,13 +6,16 @@ import torch
 from tinystore import SMALL, write_tiny
 
 from medvl import recipes
+from medvl.data.anatomy import finding_parts
 from medvl.encoders.text import build_text_encoder
 from medvl.errors import ConfigError
+from medvl.store import Store
 from medvl.tokens import train_tokeniser
 from medvl.training import checkpoints
 from medvl.training.bank import bank_vectors
 from medvl.training.logs import read_metrics
 from medvl.training.run import train
+from medvl.training.setup import set_up
 
 REPORTS = [["No effusion."], ["A large mass.", "No effusion."], [], ["No effusion."], ["Clear lungs " * 30]]
 
@@ -92,3 +95,22 @@ def test_runs_read_parts_findings_and_bank(name, terms, encoder, tmp_path):
     assert {key.removeprefix("train/") for key in first if key.startswith("train/")} == {"loss", *terms}
     assert all(float(first[f"train/{term}"]) > 0 for term in terms)
     assert checkpoints.best_model(tmp_path / "run").is_dir()
+
+
+def test_objectives_learn_what_the_columns_of_the_labels_are(tmp_path):
+    store = Store(write_tiny(tmp_path / "store"))  # its one finding is a nodule, of the lungs
+    organs = set_up(store, recipes.resolve("organs", SMALL)).objective
+    assert organs.organs.finding_parts.tolist() == list(finding_parts(["nodule"])) == [1]
+    villa = set_up(store, recipes.resolve("villa", SMALL))
+    assert villa.objective.findings == villa.names == ("nodule",)
+
+
+def test_a_run_asks_its_recipe_who_is_a_neighbour(encoder, tmp_path):
+    store = write_tiny(tmp_path / "store")
+    more = ["schedule.steps=1", "loop.log_every=1", f"objective.bank={encoder}"]
+    terms = {}
+    for least in (-1.0, 1.5):  # everybody; nobody, which leaves the plain contrast
+        options = [f"objective.least={least}", "objective.neighbours=99"]
+        train(store, tmp_path / f"{least}", recipe=recipes.resolve("medvista", [*SMALL, *more, *options]))
+        terms[least] = float(read_metrics(tmp_path / f"{least}" / "metrics.csv")[0]["train/bank"])
+    assert terms[-1.0] == pytest.approx(0.0, abs=1e-5) and terms[1.5] > 0.5
