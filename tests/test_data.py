@@ -114,7 +114,12 @@ def test_rare_sentences_are_drawn_more_often(tmp_path, store):
     (tmp_path / "shards").mkdir()
     samples = [
         (
-            dataclasses.replace(record, split="train", retrieval=("Size 4.2 cm.", f"Case {'abcdefghi'[i]}.")),
+            # A report counts once, however often it says a sentence; all but the first say it twenty times.
+            dataclasses.replace(
+                record,
+                split="train",
+                retrieval=("Size 4.2 cm.",) * (20 if i else 1) + (f"Case {'abcdefghi'[i]}.",),
+            ),
             pixels,
         )
         for i, (record, pixels) in zip(range(9), store, strict=False)
