@@ -1,6 +1,6 @@
-"""CLIP, MGCA and multi on the same phantoms at equal steps: what each term buys and what it costs.
+"""Recipes on the same phantoms at equal steps: what each objective buys and what it costs.
 
-    python -m tests.studies.objectives OUT --seeds 0 1 2
+    python -m tests.studies.objectives OUT --seeds 0 1 2 [--recipes clip multi siglip …]
 
 Every run trains in a process of its own, so that CPU time and memory are its own. A last run trains
 ``multi`` on the same films with the reports dealt to other patients: it must stay at chance.
@@ -97,7 +97,7 @@ def table(results: dict[str, list[dict]]) -> list[str]:
         step = statistics.median(run["cost"]["cpu_ms_per_step"] for run in runs)
         peak = statistics.median(run["cost"]["peak_mb"] for run in runs)
         lines.append(f"| {recipe} | " + " | ".join(cells) + f" | {step:.0f} | {peak:.0f} |")
-    chance = results[RECIPES[0]][0]["chance"]
+    chance = next(iter(results.values()))[0]["chance"]
     cells = [f"{chance[name]:.3f}" if name in chance else "" for name in names]
     lines.append("| chance | " + " | ".join(cells) + " | | |")
     return lines
@@ -118,6 +118,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--n", type=int, default=1200)
     parser.add_argument("--level", default="middle")
+    parser.add_argument(
+        "--recipes", nargs="+", default=list(RECIPES), help="clip and multi must be among them"
+    )
     parser.add_argument("--set", action="append", default=[], dest="overrides")
     asked = parser.parse_args()
     asked.out.mkdir(parents=True, exist_ok=True)
@@ -127,9 +130,9 @@ def main() -> None:
     dealt = asked.out / "store-shuffled"
     if not dealt.exists():
         shuffle_pairs(store, dealt, seed=0)
-    plan = [(recipe, seed, recipe, store) for seed in asked.seeds for recipe in RECIPES]
+    plan = [(recipe, seed, recipe, store) for seed in asked.seeds for recipe in asked.recipes]
     plan.append((SHUFFLED, asked.seeds[0], "multi", dealt))
-    results: dict[str, list[dict]] = {name: [] for name in (*RECIPES, SHUFFLED)}
+    results: dict[str, list[dict]] = {name: [] for name in (*asked.recipes, SHUFFLED)}
     for name, seed, recipe, data in plan:
         folder = asked.out / f"{name.replace(', ', '-').replace(' ', '-')}-{seed}"
         result = folder.with_suffix(".json")
