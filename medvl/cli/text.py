@@ -34,6 +34,7 @@ def add_text(top: Verbs) -> None:
         help="override any option: supervised.epochs=2 (repeatable)",
     )
     adapt.add_argument("--generator", type=Path, help="folder of a local model that words reports anew")
+    _add_reading(adapt)
     adapt.add_argument("--split-seed", type=int, default=0, help="of the split by patient (0)")
 
     evaluate = verb(verbs, "evaluate", "wordings, errors, impressions, findings; with baselines", _evaluate)
@@ -47,9 +48,23 @@ def add_text(top: Verbs) -> None:
         metavar="NAME=FOLDER",
         help="another encoder to stand beside it (repeatable)",
     )
+    _add_reading(evaluate)
     evaluate.add_argument("--split", choices=("val", "test"), default="test")
+    evaluate.add_argument(
+        "--split-seed", type=int, help="of the split by patient; default: that of MODEL's adaptation, or 0"
+    )
     evaluate.add_argument("--resamples", type=int, default=2000, help="bootstrap resamples (2000)")
-    evaluate.add_argument("--seed", type=int, default=0, help="of split, wordings and draws (0)")
+    evaluate.add_argument("--seed", type=int, default=0, help="of wordings and draws (0)")
+
+
+def _add_reading(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--column",
+        action="append",
+        default=[],
+        metavar="ROLE=NAME",
+        help="override a guessed column of a table: text, patient, study … (repeatable)",
+    )
 
 
 def add_mechanisms(top: Verbs) -> None:
@@ -86,6 +101,7 @@ def _adapt(arguments: argparse.Namespace) -> int:
             options=arguments.options,
             overrides=overrides,
             generator=arguments.generator,
+            columns=_pairs(arguments.column, what="ROLE=NAME") or None,
             split_seed=arguments.split_seed,
             progress=bar,
         )
@@ -105,7 +121,9 @@ def _evaluate(arguments: argparse.Namespace) -> int:
             arguments.data,
             out=out,
             against=_pairs(arguments.against, what="NAME=FOLDER"),
+            columns=_pairs(arguments.column, what="ROLE=NAME") or None,
             split=arguments.split,
+            split_seed=arguments.split_seed,
             seed=arguments.seed,
             resamples=arguments.resamples,
             progress=bar,

@@ -12,7 +12,7 @@ import torch
 from medvl.encoders.configs import FAMILIES, attention_path, check_config, configured, read_config
 from medvl.errors import ConfigError, nearest
 
-__all__ = ["DECODERS", "build_causal", "load_causal", "no_bars"]
+__all__ = ["DECODERS", "build_causal", "decoder_config", "load_causal", "no_bars"]
 
 DECODERS = tuple(family for family, kind in FAMILIES.items() if kind == "decoder")
 
@@ -33,8 +33,7 @@ def load_causal(
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
-    config = read_config(directory)
-    _require_decoder(config)
+    config = decoder_config(directory)
     made = configured(config, bidirectional=bidirectional)
     try:
         with no_bars():
@@ -61,6 +60,17 @@ def load_causal(
             hint="config.json belongs to other weights, or they have no language head.",
         )
     return model, config
+
+
+def decoder_config(directory: Path) -> dict[str, Any]:
+    """Return the allowed configuration of a directory with a decoder.
+
+    Raises:
+        ConfigError: see :func:`~medvl.encoders.configs.read_config`; or the family is not a known decoder.
+    """
+    config = read_config(directory)
+    _require_decoder(config)
+    return config
 
 
 def build_causal(config: Mapping[str, Any], *, bidirectional: bool = False) -> Any:

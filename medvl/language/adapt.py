@@ -3,6 +3,7 @@
 Layout of ``out``::
 
     options.yaml, metrics.csv
+    trained.txt          a hash of the words of each training report, so that no evaluation asks for it
     stages/start/        a model from random weights, before anything
     stages/causal/       … and each finished stage: a directory that the text encoder ``huggingface`` loads
     work/NAME/           checkpoints of the stage at hand; gone when it is done
@@ -42,6 +43,7 @@ from medvl.language.decoder import Decoder, from_scratch, load_decoder, save_dec
 from medvl.language.loop import fit, held_out_loss
 from medvl.language.options import AdaptOptions
 from medvl.language.stages import CausalTask, ContrastTask, MaskedTask, Reword, SupervisedTask, Task
+from medvl.language.trials import text_key
 from medvl.notice import NOTICE
 from medvl.progress import Progress
 from medvl.store import file_sha256, write_atomic
@@ -49,10 +51,10 @@ from medvl.tokens import ReportTokeniser
 from medvl.training.checkpoints import latest, verify, write_checkpoint
 from medvl.training.logs import MetricsLog
 
-__all__ = ["AdaptSummary", "adapt"]
+__all__ = ["TRAINED", "AdaptSummary", "adapt", "require_free"]
 
 log = logging.getLogger(__name__)
-OPTIONS = "options.yaml"
+OPTIONS, TRAINED = "options.yaml", "trained.txt"
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,7 @@ def adapt(
     options: AdaptOptions,
     variants: Reword,
     hard_negatives: Reword,
+    split_seed: int = 0,
     progress: Progress | None = None,
 ) -> AdaptSummary:
     """Adapt a decoder to reports, so that it embeds them.
@@ -116,6 +119,7 @@ def adapt(
         options: see :class:`medvl.language.options.AdaptOptions`.
         variants: ``variants(case, seed=…)``: other wordings with the same facts.
         hard_negatives: ``hard_negatives(case, seed=…)``: wordings with one fact changed.
+        split_seed: that made the splits of the cases; recorded for the evaluation.
         progress: told about each step.
 
     Raises:
@@ -131,7 +135,7 @@ def adapt(
             f"none of the {len(cases)} cases is in the split 'train'.",
             hint="Check the corpus and its splits.",
         )
-    run = _Run(out, options, train, val, variants, hard_negatives, progress)
+    run = _Run(out, options, train, val, variants, hard_negatives, split_seed, progress)
     run.claim()
     if (out / READING_FILE).is_file():
         record = parse_json((out / READING_FILE).read_text("utf-8"), what=READING_FILE)
@@ -149,6 +153,18 @@ def adapt(
     return AdaptSummary(out, status, stages, time.monotonic() - started, signal)
 
 
+def require_free(out: Path) -> None:
+    """Refuse a folder that holds something else than an adaptation.
+
+    Raises:
+        UsageError: it does.
+    """
+    if out.exists() and not (out / OPTIONS).is_file() and (not out.is_dir() or any(out.iterdir())):
+        raise UsageError(
+            "the output folder holds something else than an adaptation.", hint="Give a new folder."
+        )
+
+
 class _Run:
     """The stages of one call, each from the directory of the one before."""
 
@@ -160,8 +176,10 @@ class _Run:
         val: list[ReportCase],
         variants: Reword,
         hard_negatives: Reword,
+        split_seed: int,
         progress: Progress | None,
     ) -> None:
+        self.split_seed = split_seed
         self.out, self.options, self.train, self.val = out, options, train, val
         self.reword = {"variants": variants, "hard_negatives": hard_negatives}
         self.progress = progress
@@ -197,11 +215,10 @@ class _Run:
                     hint="Give another output folder, or the options of its options.yaml.",
                 )
             return
-        if self.out.exists() and any(self.out.iterdir()):
-            raise UsageError(
-                "the output folder holds something else than an adaptation.", hint="Give a new folder."
-            )
+        require_free(self.out)
         self.out.mkdir(parents=True, exist_ok=True)
+        keys = sorted({text_key(case.sentences) for case in self.train})
+        write_atomic(self.out / TRAINED, ("\n".join(keys) + "\n").encode())
         write_atomic(path, dump_yaml(values).encode())
 
     def go(self, *, stopped: Callable[[], bool]) -> dict[str, dict[str, Any]]:
@@ -332,6 +349,7 @@ class _Run:
             **{key: reading[key] for key in ("pooling", "bidirectional")},
             "stages": records,
             "seed": self.options.seed,
+            "split_seed": self.split_seed,
             "precision": "bf16-mixed" if self.bf16 else "32",
             "data": self.data,
             "cases": {"train": len(self.train), "val": len(self.val)},

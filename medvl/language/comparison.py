@@ -145,7 +145,8 @@ class TextComparison:
         data, protocol = first.data, first.protocol
         return [
             f"{data['reports']} held-out reports of {data['patients']} patients; {data['train_reports']} "
-            f"training reports. In brackets the 95 % {protocol['interval']} ({protocol['resamples']} "
+            f"training reports; {data['left_out']} held-out reports with words of training are left out. "
+            f"In brackets the 95 % {protocol['interval']} ({protocol['resamples']} "
             f"resamples, seed {protocol['seed']}). {protocol['duplicates'].capitalize()}.",
             "Seen: wordings by rules that training may use. Unseen: by rules that are kept from it.",
         ]

@@ -94,7 +94,9 @@ class TextEvaluation:
             for key, title in HEADLINES.items()
             if key in numbers
         ]
-        return [f"{self.name}: {self.data['reports']} held-out reports", *found, NOTICE]
+        left_out = self.data.get("left_out", 0)
+        told = f", {left_out} more left out: training has their words" if left_out else ""
+        return [f"{self.name}: {self.data['reports']} held-out reports{told}", *found, NOTICE]
 
 
 def evaluate_text(
@@ -147,6 +149,7 @@ def evaluate_text(
         figures=figures,
         data={
             "reports": len(trials.cases),
+            "left_out": trials.left_out,
             "patients": len(set(trials.patients)),
             "train_reports": len(trials.train),
             "variants": {f"{part}/{kind}": len(rows) for (part, kind), rows in trials.variants.items()},

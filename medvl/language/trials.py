@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, TypeAlias, runtime_checkable
 
@@ -42,6 +42,7 @@ class Trials:
         errors: (part, kind) to row to the report with one error.
         twisted: (part, kind) to row to the paraphrase of held-out rules with one error.
         seed: that made the wordings.
+        left_out: held-out reports that are not in ``cases``, because training has their words.
     """
 
     cases: tuple[ReportCase, ...]
@@ -50,6 +51,7 @@ class Trials:
     errors: Table = field(default_factory=dict)
     twisted: Table = field(default_factory=dict)
     seed: int = 0
+    left_out: int = 0
 
     @property
     def patients(self) -> list[str]:
@@ -72,11 +74,13 @@ def make_trials(
     hard_negatives: Reword,
     splits: Sequence[str] = ("test",),
     seed: int = 0,
+    known: Collection[str] = (),
     progress: Progress | None = None,
 ) -> Trials:
     """Make the wordings of the held-out reports, once for all encoders.
 
-    Reports that say the same word for word are one report: the first stands for all.
+    Reports that say the same word for word are one report: the first stands for all. A held-out report whose
+    words a training report has, too, is left out and counted: normal findings are often told in set phrases.
 
     Args:
         cases: a corpus; its ``train`` reports serve the probe, those of ``splits`` are evaluated.
@@ -84,21 +88,27 @@ def make_trials(
         hard_negatives: makes wordings with one error.
         splits: what counts as held out.
         seed: of the wordings.
+        known: keys of other reports that an encoder was trained on, see :func:`text_key`; left out as well.
         progress: told about each report.
 
     Raises:
         UsageError: fewer than two different reports are held out.
     """
+    train = tuple(case for case in cases if case.split == "train")
+    read = {*known, *(text_key(case.sentences) for case in train)}
     held: dict[str, ReportCase] = {}
     for case in cases:
         if case.split in splits:
             held.setdefault(text_key(case.sentences), case)
-    if len(held) < 2:
+    unread = tuple(case for key, case in held.items() if key not in read)
+    left_out = len(held) - len(unread)
+    if len(unread) < 2:
         raise UsageError(
-            f"{len(held)} different reports are in {', '.join(splits)}; an evaluation needs at least 2.",
+            f"{len(unread)} different reports are in {', '.join(splits)}, without {left_out} whose words "
+            f"training has; an evaluation needs at least 2.",
             hint="Read more reports, or hold more of them out.",
         )
-    trials = Trials(tuple(held.values()), tuple(c for c in cases if c.split == "train"), seed=seed)
+    trials = Trials(unread, train, seed=seed, left_out=left_out)
     for row, case in enumerate(trials.cases):
         _reword(trials.variants, variants, row, case, seed=seed)
         _reword(trials.errors, hard_negatives, row, case, seed=seed)

@@ -12,7 +12,7 @@ from medvl.corpus import ReportCase
 from medvl.errors import BadTable, UsageError, file_token, nearest
 from medvl.preprocess.reports.findings import VOCABULARIES, describes_image, findings_of, said
 from medvl.preprocess.reports.parsing import MAX_CHARACTERS, parse_report
-from medvl.preprocess.sources.columns import Overrides, guess_columns
+from medvl.preprocess.sources.columns import Overrides, guess_columns, split_name
 from medvl.preprocess.sources.labels import row_labels
 from medvl.preprocess.sources.tables import SUFFIXES, read_table
 from medvl.records import LabelState
@@ -67,7 +67,8 @@ def read_corpus(
     those of the source's numeric label columns (1, 0, −1), else what the report says.
 
     The split is by patient, and patients with an equal report are in one split. A record store keeps its
-    own split; of its training reports, those that occur in another split word for word are left out.
+    own split, and so does a table whose split column names one for every report; of their training reports,
+    those of a patient who is in another split, or that occur there word for word, are left out.
 
     Args:
         source: a record store; a table (CSV, TSV, Parquet, Excel), or a folder with tables; or a folder of
@@ -114,7 +115,7 @@ def read_corpus(
     if not cases:
         raise UsageError(
             f"no report with a sentence that describes an examination is in {file_token(path)}.",
-            hint="Name the columns, for example columns={'text': 'findings+impression'}.",
+            hint="Name the columns: columns={'text': 'findings+impression'}, or --column text=….",
         )
     return tuple(cases[row] for row in sorted(cases))
 
@@ -158,7 +159,7 @@ def _table(path: Path, columns: Overrides | None) -> tuple[list[_Source], str]:
     if not known.text:
         raise BadTable(
             f"the table {file_token(path)} has no column of reports.",
-            hint="Name it, for example columns={'text': 'report'}.",
+            hint="Name it: columns={'text': 'report'}, or --column text=report.",
         )
     numeric = known.why.get("labels", "given") != "categories by name"
     labels = row_labels(frame, known) if numeric else [{} for _ in range(len(frame))]
@@ -166,7 +167,8 @@ def _table(path: Path, columns: Overrides | None) -> tuple[list[_Source], str]:
     for line, row, states in zip(frame.index, frame.to_dict("records"), labels, strict=True):
         values = known.values(row)
         patient = values.get("patient") or values.get("study") or f"{path.stem}:{line}"
-        found.append(_Source(patient, known.report_text(row), states))
+        own = split_name(values.get("split", "")) or ""
+        found.append(_Source(patient, known.report_text(row), states, own))
     ours = {name for item in found for name in item.labels}
     fitting = [name for name in VOCABULARIES if ours and ours <= set(findings_of(name))]
     return found, fitting[0] if len(fitting) == 1 else ""
@@ -182,10 +184,16 @@ def _splits(found: Sequence[_Source], *, seed: int, fractions: Sequence[float]) 
     """Return the split of each report; "" for one that must be left out."""
     hashes = [text_hash(item.text) for item in found]
     if found and all(item.split for item in found):
-        held = {key for item, key in zip(found, hashes, strict=True) if item.split != SPLITS[0]}
-        return [
-            "" if item.split == SPLITS[0] and key in held else item.split
+        names = [
+            {f"patient:{item.patient}", *([f"text:{key}"] if key else [])}
             for item, key in zip(found, hashes, strict=True)
+        ]
+        held = {
+            name for item, both in zip(found, names, strict=True) if item.split != SPLITS[0] for name in both
+        }
+        return [
+            "" if item.split == SPLITS[0] and held & both else item.split
+            for item, both in zip(found, names, strict=True)
         ]
     groups = _Groups()
     for item, key in zip(found, hashes, strict=True):
