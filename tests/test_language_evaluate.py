@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 
@@ -153,6 +154,19 @@ def test_equal_wordings_of_several_reports_are_all_right(trials):
 def test_equal_reports_stand_once():
     doubled = (*CASES, *(case for case in CASES if case.split == "test"))
     assert len(make_trials(doubled, variants=variants, hard_negatives=hard_negatives).cases) == 30
+
+
+def test_reports_with_words_of_training_are_left_out():
+    """Patients apart are not enough: normal findings are told in set phrases."""
+    train, test = CASES[0], CASES[-1]
+    copy = dataclasses.replace(test, case_id="copy", patient_id="other", sentences=train.sentences)
+    made = make_trials((*CASES, copy), variants=variants, hard_negatives=hard_negatives)
+    assert len(made.cases) == 30 and made.left_out == 1
+    known = [text_key(test.sentences)]
+    made = make_trials(CASES, variants=variants, hard_negatives=hard_negatives, known=known)
+    assert len(made.cases) == 29 and made.left_out == 1 and test not in made.cases
+    with pytest.raises(UsageError, match="0 different reports are in test, without 1 whose words training"):
+        make_trials((train, copy), variants=variants, hard_negatives=hard_negatives)
 
 
 def test_differences_are_paired(trials):

@@ -42,7 +42,7 @@ CASE = ReportCase("c1", "p1", "train", (*FINDINGS, "Stable scoliosis."), FINDING
         ("No effusion.", "There is an effusion.", "ct.pleural_effusion"),
         ("No emphysema.", "Emphysema.", "ct.emphysema"),
         ("Possible pneumonia.", "Pneumonia.", "cxr.pneumonia"),
-        ("No PTX.", "Pneumothorax is not seen.", ""),
+        ("No PTX.", "There is no pneumothorax.", ""),
         ("Nodule in the RUL.", "Nodule in the right upper lobe.", ""),
         ("A 4 mm left-sided nodule.", "On the left a nodule of 4mm.", ""),
     ],
@@ -134,7 +134,7 @@ def test_a_clause_takes_the_place_of_a_whole_sentence_only():
     [
         ("There is a small effusion.", "Small effusion."),
         ("The lungs are clear.", "Lungs clear."),
-        ("Pneumothorax is not seen.", "No pneumothorax."),
+        ("There is no pneumothorax.", "No pneumothorax."),
         ("An opacity is seen in the left base.", "Opacity in left base."),
         ("No effusion.", "No effusion."),
     ],
@@ -210,6 +210,26 @@ def test_prompted_wordings_pass_the_fact_check(tmp_path):
     [made] = prompted_variants([CASE], liar, cache=tmp_path / "b.jsonl", refused=refused)
     assert made == ()
     assert refused == {"sentence: side": 1}
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("There is mild edema.", "There is severe edema."),
+        ("There is a stable nodule in the upper lobe.", "There is a stable nodule in the lower lobe."),
+        ("There is an increasing effusion.", "There is a decreasing effusion."),
+        ("There is a nodule at the apex.", "There is a nodule at the base."),
+        ("There is a single nodule.", "There are multiple nodules."),
+    ],
+)
+def test_a_model_may_not_move_degree_place_change_or_number(tmp_path, before, after):
+    """The labeller knows none of these, so the words themselves are compared."""
+    case = ReportCase("c", "p", "train", (before, "No pneumothorax."))
+    refused: Counter[str] = Counter()
+    wrong = Writer(lambda sentence: {before: after}.get(sentence, "There is no pneumothorax."))
+    [(made,)] = prompted_variants([case], wrong, cache=tmp_path / "a.jsonl", refused=refused)
+    assert made.sentences == (before, "There is no pneumothorax.")
+    assert refused == {"sentence: degree": 1}
 
 
 @pytest.mark.data

@@ -66,6 +66,21 @@ def test_splits_hold_patients_and_equal_reports_together(tmp_path):
     ]
 
 
+def test_a_table_keeps_its_own_split_where_it_has_one_for_every_report(tmp_path):
+    lines = [line | {"split": ("train", "valid", "test")[i // 2 % 3]} for i, line in enumerate(rows(12))]
+    lines[7]["patient_id"] = "p2"  # a training report of a patient who is in test
+    lines[6] |= {
+        key: lines[4][key] for key in ("indication", "findings", "impression")
+    }  # equal to one in test
+    cases = read_corpus(table(tmp_path / "t.csv", lines))
+    assert [case.split for case in cases] == ["train"] * 2 + (["val"] * 2 + ["test"] * 2) * 2
+    lines[0]["split"] = ""
+    assert [case.split for case in read_corpus(table(tmp_path / "u.csv", lines))] == [
+        case.split
+        for case in read_corpus(table(tmp_path / "v.csv", [line | {"split": ""} for line in lines]))
+    ]
+
+
 def test_label_columns_win_over_what_the_report_says(tmp_path):
     lines = [
         {

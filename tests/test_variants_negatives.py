@@ -78,6 +78,7 @@ def test_an_inserted_finding_is_new():
         ("location", "Frontal and lateral views of the chest show no change."),
         ("unit", "A 35 mm mass."),  # nobody would believe 35 cm
         ("change", "Stable normal heart size."),
+        ("count", "There is no evidence of a mass."),  # "no multiple masses" says nearly the same
         ("finding", "No pleural effusion or pneumothorax."),  # "pneumothorax or pneumothorax" is no English
         ("negation", "No acute findings."),  # names no finding that the labeller knows
     ],

@@ -13,7 +13,7 @@ from medvl.records import LabelState
 from medvl.specs import PLACEHOLDER
 from medvl.specs.abbreviations import expansions
 
-__all__ = ["Facts", "contradicts", "expanded", "facts_of", "moved"]
+__all__ = ["Facts", "contradicts", "degrees", "expanded", "facts_of", "moved"]
 
 _STRENGTH: dict[LabelState, int] = {"absent": 0, "uncertain": 1, "unchanged": 2, "present": 3}
 _UNIT = r"mm|cm|m?l|HU|%|degrees?|hours?|days?|weeks?|months?|years?"
@@ -34,6 +34,28 @@ _SIDES = {
     "bibasilar": "both",
 }
 _SIDE = re.compile(rf"\b(?:{'|'.join(sorted(_SIDES, key=len, reverse=True))})\b", re.IGNORECASE)
+_DEGREES = {
+    "slight": "mild mildly slight slightly minimal minimally small tiny trace minor low-grade subtle",
+    "moderate": "moderate moderately",
+    "marked": "severe severely large marked markedly extensive massive major high-grade gross grossly",
+    "worse": "worse worsening worsened progression progressive",
+    "better": "better improving improved improvement regression resolved resolving",
+    "more": "increase increased increasing enlarging larger",
+    "fewer": "decrease decreased decreasing shrinking smaller",
+    "old": "old chronic",
+    "new": "new newly acute",
+    "several": "multiple several numerous many",
+    "single": "single solitary",
+    "top": "apex apices apical biapical",
+    "bottom": "base bases basal basilar bibasilar",
+    **{word: word for word in ("upper", "middle", "lower", "anterior", "posterior", "medial", "lateral")},
+    **{word: word for word in ("central", "peripheral", "proximal", "distal")},
+}
+"""Words of one degree, change, number or place, which a free wording may exchange for one another alone."""
+_DEGREE = {word: degree for degree, words in _DEGREES.items() for word in words.split()}
+_DEGREE_WORD = re.compile(
+    rf"(?<![\w-])(?:{'|'.join(sorted(_DEGREE, key=len, reverse=True))})(?![\w-])", re.IGNORECASE
+)
 _COMPARATOR = re.compile(
     r"\b(less|greater|more|larger|smaller|bigger|fewer|higher|lower) than\b|\bat (?:least|most)\b|[<>≤≥]",
     re.I,
@@ -135,6 +157,20 @@ def moved(before: Facts, after: Facts) -> str:
             return kind
     findings = sorted(before.states.keys() | after.states.keys())
     return next((name for name in findings if before.states.get(name) != after.states.get(name)), "")
+
+
+def degrees(text: str) -> Counter[str]:
+    """Count what a text says of severity, change, number and place, beside left and right.
+
+    :func:`moved` does not ask this: rules change no such word, but a model that words freely may.
+
+    Examples:
+        >>> degrees("Slightly larger RUL nodule.") == degrees("A minimally enlarging upper lobe nodule.")
+        True
+        >>> degrees("Mild edema.") == degrees("Severe edema.")
+        False
+    """
+    return Counter(_DEGREE[match[0].lower()] for match in _DEGREE_WORD.finditer(expanded(text)))
 
 
 def contradicts(whole: Facts, part: Facts) -> str:

@@ -275,6 +275,8 @@ _PLURAL = {one: many for many, one in _SINGULAR.items()}
 
 
 def _count(body: str, draw: random.Random) -> Iterator[str]:
+    if re.search(_table()["count_except"], body, re.IGNORECASE):
+        return
     single, several, one = _counted()
     if match := single.search(body):
         noun = _many(match["noun"].lower())

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from medvl.corpus import ReportCase, Wording
-from medvl.preprocess.reports.facts import contradicts, expanded, facts_of, moved
+from medvl.preprocess.reports.facts import contradicts, degrees, expanded, facts_of, moved
 from medvl.preprocess.reports.findings import VOCABULARIES, sentence_states
 from medvl.preprocess.reports.rewrite import PROMPT, Generator, rewrite_sentences
 from medvl.preprocess.reports.wording import (
@@ -106,7 +106,8 @@ def prompted_variants(
     """Yield for each report the wording of a local model, where it changed something and no fact moved.
 
     Each sentence is proposed and checked as :func:`~medvl.preprocess.reports.rewrite.rewrite_sentences` does
-    it, with its cache; then the whole wording passes the fact check of :func:`variants`.
+    it, with its cache, and must keep its words of severity, change, number and place up to synonyms; then the
+    whole wording passes the fact check of :func:`variants`.
 
     Args:
         cases: reports.
@@ -125,11 +126,17 @@ def prompted_variants(
     for case, answer in zip(listed, answers, strict=True):
         if refused is not None:
             refused.update(f"sentence: {why}" for why in answer.refused if why)
-        why = moved(facts_of(case.sentences), facts_of(answer.sentences))
+        said = []
+        for before, after in zip(case.sentences, answer.sentences, strict=True):
+            same_degree = degrees(before) == degrees(after)
+            said.append(after if same_degree else before)
+            if refused is not None and not same_degree:
+                refused["sentence: degree"] += 1
+        why = moved(facts_of(case.sentences), facts_of(said))
         if why and refused is not None:
             refused[f"prompted: {why}"] += 1
-        same = answer.sentences == case.sentences
-        yield () if same or why else (Wording("prompted", answer.sentences),)
+        same = tuple(said) == case.sentences
+        yield () if same or why else (Wording("prompted", tuple(said)),)
 
 
 def _states(sentence: str) -> dict[str, LabelState]:
