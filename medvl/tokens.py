@@ -190,6 +190,10 @@ class ReportTokeniser:
         """Return the pieces of one sentence, for people to read."""
         return list(self._tokenizer.encode(_utf8(sentence), add_special_tokens=False).tokens)
 
+    def vocabulary(self) -> list[str]:
+        """Return the spelling of each id; nothing for one that is not in use."""
+        return [self._tokenizer.id_to_token(index) or "" for index in range(self.vocab_size)]
+
     def token_id(self, *names: str) -> int | None:
         """Return the id of the first of these tokens that the vocabulary has, or None."""
         found = (self._tokenizer.token_to_id(name) for name in names)
@@ -251,7 +255,7 @@ class ReportTokeniser:
 
 
 def train_tokeniser(
-    texts: Iterable[str], *, vocab_size: int = 2000, max_tokens: int = 128
+    texts: Iterable[str], *, vocab_size: int = 2000, words: Iterable[str] = (), max_tokens: int = 128
 ) -> ReportTokeniser:
     """Train a lower-cased WordPiece tokeniser on ``texts``; equal texts give equal bytes.
 
@@ -261,6 +265,7 @@ def train_tokeniser(
     Args:
         texts: sentences or whole reports of the *training* split.
         vocab_size: most ids; the alphabet alone takes some 250.
+        words: lower-case words that are given an id of their own besides, be they in ``texts`` or not.
         max_tokens: longest sequence, special tokens included.
 
     Examples:
@@ -278,11 +283,10 @@ def train_tokeniser(
     )
     counts: Counter[str] = Counter()
     for text in texts:
-        words = splitter.pre_tokenize_str(normalizer.normalize_str(_utf8(text)))
-        counts.update(word for word, _ in words)
-    vocab = {
-        piece: i for i, piece in enumerate([*_SPECIAL, *_wordpieces(counts, vocab_size - len(_SPECIAL))])
-    }
+        found = splitter.pre_tokenize_str(normalizer.normalize_str(_utf8(text)))
+        counts.update(word for word, _ in found)
+    pieces = dict.fromkeys([*_SPECIAL, *_wordpieces(counts, vocab_size - len(_SPECIAL)), *words])
+    vocab = {piece: i for i, piece in enumerate(pieces)}
     tokenizer = Tokenizer(models.WordPiece(vocab, unk_token="[UNK]", max_input_chars_per_word=100))
     tokenizer.normalizer = normalizer
     tokenizer.pre_tokenizer = splitter

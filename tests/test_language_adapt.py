@@ -299,6 +299,21 @@ class TestFamilies:
         still = [name for name, value in decoder.tower.named_parameters() if value.grad is None]
         assert still == []
 
+    def test_dropout_acts_on_token_vectors_alone_and_leaves_no_trace(self, family, texts):
+        """A vector that comes without passing the embedding is read alike twice."""
+        decoder = self.decoder(family, texts)
+        tokens, _ = (torch.from_numpy(part) for part in decoder.tokeniser.encode(texts[:2]))
+        vectors = decoder.lm.get_input_embeddings()(tokens).detach()
+        decoder.tower.train()
+        with dropout(decoder.lm, 0.5):
+            dropped = decoder.lm.get_input_embeddings()(tokens)
+            one, two = (decoder.lm.base_model(inputs_embeds=vectors)[0] for _ in range(2))
+        assert torch.equal(one, two)
+        kept = dropped != 0
+        assert 0.3 < kept.double().mean() < 0.7
+        torch.testing.assert_close(dropped[kept], 2 * vectors[kept])  # what stays is divided by 1 − p
+        torch.testing.assert_close(decoder.lm.get_input_embeddings()(tokens), vectors)
+
 
 class TestPieces:
     def test_a_step_sees_each_text_once_an_epoch(self):

@@ -93,6 +93,7 @@ _REFUSED = {
 _HEAD_KEYS = (
     "cls.",
     "lm_head.",
+    "output_projection.",
     "classifier.",
     "head.",
     "decoder.",

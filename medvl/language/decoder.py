@@ -19,10 +19,14 @@ from medvl.encoders.configs import POOLING_FILE, READING_FILE, allowed_keys, che
 from medvl.encoders.text import TextTower, text_tower
 from medvl.errors import ConfigError
 from medvl.language.options import Scratch
+from medvl.language.wordvectors import common_words, word_vectors
 from medvl.tokens import ReportTokeniser, train_tokeniser
 
 __all__ = ["Decoder", "dropout", "from_scratch", "load_decoder", "save_decoder"]
 
+_OUTPUTS = tuple(
+    f".{name}.weight" for name in ("o_proj", "down_proj", "c_proj", "dense", "fc2", "out_proj")
+)  # what a layer adds to a token's state, as the families call it
 _MASKS = ("[MASK]", "<mask>", "_", "▁_", "Ġ_")
 
 
@@ -73,12 +77,18 @@ class Decoder:
 def from_scratch(texts: Iterable[str], *, shape: Scratch, max_tokens: int) -> Decoder:
     """Return a causal decoder with random weights and a tokeniser trained on ``texts``.
 
+    With ``shape.words`` its tokens start as word vectors, and its layers add nothing to them yet: it begins
+    as a bag of words that knows which words are alike. Its head then has weights of its own.
+
     Raises:
-        ConfigError: ``width`` is no multiple of ``heads``, or the family is no decoder.
+        ConfigError: ``width`` is no multiple of ``heads``, or not that of the word vectors; or the family is
+            no decoder.
+        MissingDependency: word vectors are wanted, and the extra ``starter`` is not installed.
     """
     if shape.width % shape.heads:
         raise ConfigError(f"width is {shape.width}; allowed are multiples of heads, {shape.heads}.")
-    tokeniser = train_tokeniser(texts, vocab_size=shape.vocab_size, max_tokens=max_tokens)
+    words = common_words(shape.words) if shape.words else ()
+    tokeniser = train_tokeniser(texts, vocab_size=shape.vocab_size, words=words, max_tokens=max_tokens)
     names = {
         "hidden_size": shape.width,
         "n_embd": shape.width,
@@ -95,7 +105,8 @@ def from_scratch(texts: Iterable[str], *, shape: Scratch, max_tokens: int) -> De
         "sliding_window": max_tokens,
         "layer_types": None,
         "vocab_size": tokeniser.vocab_size,
-        "tie_word_embeddings": True,
+        # A state that is its token's own vector would, read by the same vectors, say that token again.
+        "tie_word_embeddings": not shape.words,
         "pad_token_id": tokeniser.pad_id,
         "bos_token_id": tokeniser.token_id("[CLS]"),
         "eos_token_id": tokeniser.token_id("[SEP]"),
@@ -111,7 +122,15 @@ def from_scratch(texts: Iterable[str], *, shape: Scratch, max_tokens: int) -> De
     if shape.family == "gpt2":
         for alias in ("hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings"):
             config.pop(alias, None)
-    return _decoder(build_causal(config), config, tokeniser, pooling="mean", bidirectional=False)
+    lm = build_causal(config)
+    if shape.words:
+        embedding = lm.get_input_embeddings().weight
+        with torch.no_grad():
+            embedding.copy_(word_vectors(tokeniser, width=shape.width))
+            for name, value in lm.base_model.named_parameters():
+                if name.endswith(_OUTPUTS):
+                    value.zero_()
+    return _decoder(lm, config, tokeniser, pooling="mean", bidirectional=False)
 
 
 def load_decoder(directory: Path, *, max_tokens: int, pooling: str, bidirectional: bool) -> Decoder:
@@ -164,10 +183,10 @@ def save_decoder(decoder: Decoder, folder: Path, *, record: Mapping[str, Any]) -
 
 @contextlib.contextmanager
 def dropout(model: nn.Module, probability: float) -> Iterator[None]:
-    """Give every dropout of a model this probability, those inside attention included, for a while.
+    """Drop this share of the numbers of the token vectors that enter a model while it trains; nothing else.
 
-    Families keep it in modules or in plain attributes of their attention; two passes must really differ, or
-    SimCSE compares a vector with itself.
+    The same in every family, and attention keeps its fast kernel, which has no dropout on a CPU. Two passes
+    must really differ, or SimCSE compares a vector with itself.
     """
     before: list[tuple[nn.Module, str, float]] = []
     for name, module in model.named_modules():
@@ -177,9 +196,14 @@ def dropout(model: nn.Module, probability: float) -> Iterator[None]:
             value = getattr(module, key, None)
             if isinstance(value, float) and (key != "p" or isinstance(module, nn.Dropout)):
                 before.append((module, key, value))
-                setattr(module, key, probability)
+                setattr(module, key, 0.0)
+    embedding: nn.Module = model.get_input_embeddings()  # type: ignore[operator]
+    hook = embedding.register_forward_hook(
+        lambda module, _, vectors: nn.functional.dropout(vectors, probability, module.training)
+    )
     try:
         yield
     finally:
+        hook.remove()
         for module, key, value in before:
             setattr(module, key, value)

@@ -29,7 +29,7 @@ _FROZEN = ConfigDict(frozen=True, extra="forbid")
 
 
 class Scratch(BaseModel):
-    """A small decoder with random weights and a tokeniser of its own.
+    """A small decoder with random layers and a tokeniser of its own.
 
     Attributes:
         family: ``qwen3``, ``llama``, ``mistral``, ``gemma``, ``phi3``…: a decoder of
@@ -37,6 +37,8 @@ class Scratch(BaseModel):
         layers, width, heads: of the transformer; ``width`` is a multiple of ``heads``.
         hidden: width of the feed-forward layers.
         vocab_size: most ids of the tokeniser, which is trained on the training reports.
+        words: common English words that get an id besides. Above 0 every token starts as MiniLM's vector of
+            its spelling (``width: 384``); 0 starts from random vectors.
     """
 
     model_config = _FROZEN
@@ -46,6 +48,7 @@ class Scratch(BaseModel):
     heads: PositiveInt = 4
     hidden: PositiveInt = 768
     vocab_size: PositiveInt = 6000
+    words: int = Field(default=0, ge=0)
 
 
 class _Stage(BaseModel):
@@ -58,7 +61,7 @@ class _Stage(BaseModel):
         lr, weight_decay: of AdamW.
         warmup: share of the steps over which the rate rises; a cosine falls to zero after it.
         clip: longest gradient; 0 is no limit.
-        dropout: probability in every dropout of the model while it trains here.
+        dropout: share of the numbers of the token vectors that a step drops.
     """
 
     model_config = _FROZEN

