@@ -15,7 +15,7 @@ from medvl.language.adapt import adapt
 from medvl.language.decoder import Decoder, dropout, from_scratch, load_decoder, save_decoder
 from medvl.language.embed import TextEmbedder
 from medvl.language.loop import StepOrder
-from medvl.language.options import AdaptOptions, Scratch, Supervised, load_adapt_options
+from medvl.language.options import AdaptOptions, Scratch, Supervised
 from medvl.language.stages import ContrastTask, SupervisedTask, parts
 
 SIDES, FINDINGS = ("left", "right"), ("effusion", "opacity", "nodule", "edema", "fracture")
@@ -235,22 +235,6 @@ class TestRefusals:
         options = AdaptOptions.model_validate({**QUICK, "stages": ["supervised"]})
         with pytest.raises(ConfigError, match="stage 'supervised' has no text to train on"):
             adapt(CASES, tmp_path / "a", options=options, variants=nothing, hard_negatives=nothing)
-
-    def test_options(self, tmp_path):
-        with pytest.raises(ConfigError, match=r"unknown adaptation 'smal'.*Did you mean 'small'"):
-            load_adapt_options("smal")
-        with pytest.raises(ConfigError, match=r"option poolin is 'mean'.*Did you mean 'pooling'"):
-            load_adapt_options("small", {"poolin": "mean"})
-        with pytest.raises(ConfigError, match=r"option masked\.rate is 2: Input should be less than"):
-            load_adapt_options("small", {"masked.rate": 2})
-        with pytest.raises(ConfigError, match=r"option 'seed\.x': 'seed' holds a value, not options"):
-            load_adapt_options("small", {"seed": 1, "seed.x": 1})
-        (tmp_path / "a.yaml").write_text("[1]")
-        with pytest.raises(ConfigError, match="an adaptation is a mapping, got list"):
-            load_adapt_options(tmp_path / "a.yaml")
-        assert load_adapt_options("llm").lora is not None
-        with pytest.raises(ConfigError, match="width is 30; allowed are multiples of heads, 4"):
-            from_scratch(["a"], shape=Scratch(width=30), max_tokens=16)
 
 
 @pytest.fixture(scope="module")

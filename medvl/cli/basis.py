@@ -5,14 +5,24 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeAlias
 
 from medvl.errors import UsageError, nearest
 from medvl.notice import NOTICE
 
-__all__ = ["EXIT_SOME_FAILED", "Parser", "Verbs", "key_bytes", "progress", "show", "verb", "write"]
+__all__ = [
+    "EXIT_SOME_FAILED",
+    "Parser",
+    "Verbs",
+    "key_bytes",
+    "key_values",
+    "progress",
+    "show",
+    "verb",
+    "write",
+]
 
 EXIT_SOME_FAILED = 3
 
@@ -67,3 +77,20 @@ def write(text: str) -> None:
 def key_bytes(path: Path | None) -> bytes | None:
     """Return the bytes of a key file, or None without one."""
     return path.read_bytes() if path else None
+
+
+def key_values(items: Sequence[str], *, wrong: str, hint: str) -> dict[str, str]:
+    """Return ``KEY=VALUE`` arguments as a mapping.
+
+    Args:
+        items: the arguments.
+        wrong: what is said of one that is not of this form; ``{}`` stands for it.
+        hint: what to write instead.
+    """
+    found = {}
+    for item in items:
+        key, equals, value = item.partition("=")
+        if not (key and equals):
+            raise UsageError(wrong.format(repr(item)), hint=hint)
+        found[key] = value
+    return found

@@ -6,8 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from medvl.cli.basis import EXIT_SOME_FAILED, Parser, Verbs, key_bytes, progress, show, verb
-from medvl.errors import UsageError
+from medvl.cli.basis import EXIT_SOME_FAILED, Parser, Verbs, key_bytes, key_values, progress, show, verb
 from medvl.notice import NOTICE
 
 
@@ -135,13 +134,7 @@ def add_data(top: Verbs) -> None:
 
 
 def _pairs(items: Sequence[str], option: str, example: str) -> dict[str, str]:
-    found = {}
-    for item in items:
-        key, equals, value = item.partition("=")
-        if not (key and equals):
-            raise UsageError(f"{option} {item!r} is not KEY=VALUE.", hint=f"For example {example}.")
-        found[key] = value
-    return found
+    return key_values(items, wrong=f"{option} {{}} is not KEY=VALUE.", hint=f"For example {example}.")
 
 
 def _prepare(arguments: argparse.Namespace) -> int:

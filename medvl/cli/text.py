@@ -6,8 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from medvl.cli.basis import Verbs, progress, show, verb
-from medvl.errors import UsageError
+from medvl.cli.basis import Verbs, key_values, progress, show, verb
 from medvl.notice import NOTICE
 
 
@@ -78,11 +77,7 @@ def add_mechanisms(top: Verbs) -> None:
 
 
 def _pairs(words: list[str], *, what: str) -> dict[str, str]:
-    pairs = dict(word.partition("=")[::2] for word in words)
-    for word in words:
-        if "=" not in word:
-            raise UsageError(f"'{word}' is not of the form {what}.")
-    return pairs
+    return key_values(words, wrong=f"{{}} is not of the form {what}.", hint=f"Write {what}.")
 
 
 def _adapt(arguments: argparse.Namespace) -> int:

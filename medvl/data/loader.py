@@ -66,6 +66,24 @@ class BatchOrder:
         rows = self._rows[position * self.size : (position + 1) * self.size]
         return [(epoch, int(row)) for row in rows]
 
+    def share(self, world: int) -> int:
+        """Return how many items of each batch a rank reads.
+
+        Raises:
+            ConfigError: the batch cannot be shared equally between the ranks.
+        """
+        if self.size % world:
+            raise ConfigError(
+                f"a batch of {self.size} cannot be shared between {world} devices.",
+                hint=f"Give a multiple of {world} as data.batch.",
+            )
+        return self.size // world
+
+    def keys_of_rank(self, step: int, *, rank: int, world: int) -> list[Key]:
+        """Return epoch and item of the samples of ``step`` that one rank reads."""
+        share = self.share(world)
+        return self.keys(step)[rank * share : (rank + 1) * share]
+
 
 class BatchStream:
     """The batches of steps ``start … stop − 1`` of one rank.
@@ -96,18 +114,13 @@ class BatchStream:
         world: int = 1,
         workers: int = 0,
     ) -> None:
-        if order.size % world:
-            raise ConfigError(
-                f"a batch of {order.size} cannot be shared between {world} devices.",
-                hint=f"Give a multiple of {world} as data.batch.",
-            )
+        order.share(world)  # refused here, not at the first step
         self.dataset, self.order, self.encode = dataset, order, encode
         self.start, self.stop, self.rank, self.world, self.workers = start, stop, rank, world, workers
 
     def keys(self, step: int) -> list[Key]:
         """Return epoch and item of this rank's samples of ``step``."""
-        share = self.order.size // self.world
-        return self.order.keys(step)[self.rank * share : (self.rank + 1) * share]
+        return self.order.keys_of_rank(step, rank=self.rank, world=self.world)
 
     def __iter__(self) -> Iterator[Batch]:
         """Iterate over the batches."""
@@ -123,7 +136,7 @@ class BatchStream:
         nothing refers to the batch any more. A caller that keeps batches gets copies. Pictures that go
         through pipes, or new shared memory for each batch, would cost a tenth of the time of reading them.
         """
-        pictures = self.dataset.views * self.order.size // self.world
+        pictures = self.dataset.views * self.order.share(self.world)
         places = _Places(self.dataset, pictures, _PREFETCH * self.workers + _LENT)
         loader: DataLoader[tuple[int, Draft]] = DataLoader(
             _Drafts(self.dataset, self.encode, places),

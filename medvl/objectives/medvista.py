@@ -8,13 +8,10 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
-from medvl.features import ImageFeatures, LossTerms, Positives, TextFeatures
-from medvl.objectives.base import AlignmentObjective
-from medvl.objectives.chunked import full_precision
-from medvl.objectives.combine import weighted
-from medvl.objectives.contrast import LogitScale, clip_loss
-from medvl.objectives.options import check_choice, check_numbers, false_negatives_mode
-from medvl.objectives.organs import OrganContrast
+from medvl.features import ImageFeatures, Positives, TextFeatures
+from medvl.objectives.contrast import clip_loss
+from medvl.objectives.options import check_choice, check_numbers
+from medvl.objectives.organs import Organs
 from medvl.objectives.targets import as_positives
 
 __all__ = ["Medvista", "bank_loss"]
@@ -67,7 +64,7 @@ def bank_loss(
     return everything - clip_loss(images, texts, others, scale=scale, false_negatives="mask")
 
 
-class Medvista(AlignmentObjective):
+class Medvista(Organs):
     """Global, organ-wise and bank-wise alignment: ``L = λ₁ CLIP + λ₂ Σ_o L_o + λ₃ bank``.
 
     RSMB-style: MedVista3D publishes neither a formula nor code of its Radiology Semantic Matching Bank, and
@@ -96,9 +93,6 @@ class Medvista(AlignmentObjective):
     Source: our reading of arXiv 2509.03800.
     """
 
-    needs_local = True
-    needs_parts = True
-
     def __init__(
         self,
         dim: int,
@@ -114,41 +108,31 @@ class Medvista(AlignmentObjective):
         finding_parts: Sequence[int] = (),
         false_negatives: str = "multi",
     ) -> None:
-        super().__init__()
-        check_numbers(
-            0.0, instance_weight=instance_weight, organ_weight=organ_weight, bank_weight=bank_weight
-        )
-        check_choice("bank_targets", bank_targets, ("any", "soft"))
-        self.weights = {"instance": instance_weight, "organs": organ_weight, "bank": bank_weight}
-        self.bank_targets = bank_targets
-        self.false_negatives = false_negatives_mode(false_negatives)
-        self.scale = LogitScale(temperature=temperature)
-        self.organs = OrganContrast(
+        super().__init__(
             dim,
+            instance_weight=instance_weight,
+            organ_weight=organ_weight,
+            temperature=temperature,
+            organ_temperature=organ_temperature,
             parts=parts,
             heads=heads,
-            temperature=organ_temperature,
             finding_parts=finding_parts,
             false_negatives=false_negatives,
         )
+        check_numbers(0.0, bank_weight=bank_weight)
+        check_choice("bank_targets", bank_targets, ("any", "soft"))
+        self.weights["bank"] = bank_weight
+        self.bank_targets = bank_targets
 
-    def forward(
+    def _terms(
         self,
         image_features: ImageFeatures,
         text_features: TextFeatures,
         positives: Float[Tensor, "batch batch"] | Positives,
-    ) -> LossTerms:
-        """Return the loss of a gathered batch and its three weighted terms."""
+    ) -> dict[str, Float[Tensor, ""]]:
         images, texts, scale = image_features.pooled, text_features.pooled, self.scale()
-        # Autocast would bring the products back to half precision.
-        with full_precision(images.device):
-            terms = {
-                "instance": clip_loss(
-                    images, texts, positives, scale=scale, false_negatives=self.false_negatives
-                ),
-                "organs": self.organs(image_features, text_features, positives),
-                "bank": bank_loss(images, texts, positives, scale=scale)
-                if self.bank_targets == "any"
-                else clip_loss(images, texts, positives, scale=scale, false_negatives="soft"),
-            }
-        return weighted(terms, self.weights)
+        if self.bank_targets == "any":
+            bank = bank_loss(images, texts, positives, scale=scale)
+        else:
+            bank = clip_loss(images, texts, positives, scale=scale, false_negatives="soft")
+        return {**super()._terms(image_features, text_features, positives), "bank": bank}

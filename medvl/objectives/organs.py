@@ -270,15 +270,22 @@ class Organs(AlignmentObjective):
         text_features: TextFeatures,
         positives: Float[Tensor, "batch batch"] | Positives,
     ) -> LossTerms:
-        """Return the loss of a gathered batch and its two weighted terms."""
+        """Return the loss of a gathered batch and its weighted terms."""
         # Autocast would bring the products back to half precision.
         with full_precision(image_features.pooled.device):
-            instance = clip_loss(
-                image_features.pooled,
-                text_features.pooled,
-                positives,
-                scale=self.scale(),
-                false_negatives=self.false_negatives,
-            )
-            organs = self.organs(image_features, text_features, positives)
-        return weighted({"instance": instance, "organs": organs}, self.weights)
+            return weighted(self._terms(image_features, text_features, positives), self.weights)
+
+    def _terms(
+        self,
+        image_features: ImageFeatures,
+        text_features: TextFeatures,
+        positives: Float[Tensor, "batch batch"] | Positives,
+    ) -> dict[str, Float[Tensor, ""]]:
+        instance = clip_loss(
+            image_features.pooled,
+            text_features.pooled,
+            positives,
+            scale=self.scale(),
+            false_negatives=self.false_negatives,
+        )
+        return {"instance": instance, "organs": self.organs(image_features, text_features, positives)}

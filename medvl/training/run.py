@@ -240,10 +240,7 @@ def _fit(
     rank: ClusterEnvironment | None = None,
 ) -> tuple[int, Literal["finished", "stopped", "interrupted"], float | None, int]:
     with quiet():
-        from lightning.pytorch import Trainer
-
-        from medvl.training.logs import MetricsLog
-        from medvl.training.steps import Between, DirectoryIO
+        from medvl.training.steps import Between, DirectoryIO, make_trainer
 
         resume = checkpoints.latest(run)
         start = int(resume.name.removeprefix("step-")) if resume else 0
@@ -271,26 +268,17 @@ def _fit(
             write_model=lambda folder, tensors: write_model(folder, loaded, tensors=tensors),
             averaged=module.average is not None,
         )
-        trainer = Trainer(
-            accelerator=recipe.machine.accelerator,
-            devices=recipe.machine.devices,
+        trainer = make_trainer(
+            recipe.machine,
+            between,
+            files,
             strategy=_strategy(recipe),
-            precision="32-true" if loop.precision == "32" else loop.precision,
-            max_steps=setup.steps,
-            max_epochs=-1,
-            gradient_clip_val=recipe.optimiser.clip or None,
-            callbacks=[between],
-            plugins=[files] if rank is None else [files, rank],
-            default_root_dir=run,
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            num_sanity_val_steps=0,
-            use_distributed_sampler=False,
+            precision=loop.precision,
+            steps=setup.steps,
+            clip=recipe.optimiser.clip,
+            start=start,
+            rank=rank,
         )
-        if trainer.is_global_zero:
-            between.table = MetricsLog(run, step=start, tensorboard=recipe.machine.tensorboard)
         stream = BatchStream(
             setup.train,
             order=setup.order,

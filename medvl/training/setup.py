@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -17,12 +18,13 @@ from medvl.encoders.image import IMAGE_ENCODERS
 from medvl.encoders.text import text_tokeniser
 from medvl.errors import UsageError
 from medvl.objectives import OBJECTIVES
+from medvl.specs import InputSpec
 from medvl.store import Store
 from medvl.tokens import ReportTokeniser
 from medvl.training.recipe import Recipe
 from medvl.training.start import Start, start_of
 
-__all__ = ["Setup", "set_up"]
+__all__ = ["Setup", "fitted", "set_up"]
 
 log = logging.getLogger(__name__)
 
@@ -86,7 +88,9 @@ def set_up(store: Store, recipe: Recipe) -> Setup:
     tokeniser = _tokeniser(recipe, pairs, starts)
     torch.manual_seed(recipe.loop.seed)
     model = build_model(
-        image=_fitted(recipe),
+        image=recipe.image.model_copy(
+            update={"options": fitted(recipe.image.name, recipe.image.options, recipe.input)}
+        ),
         text=recipe.text,
         tokeniser=tokeniser,
         projection=recipe.projection,
@@ -144,9 +148,8 @@ def _tokeniser(recipe: Recipe, pairs: PairDataset, starts: dict[str, Start]) -> 
     )
 
 
-def _fitted(recipe: Recipe) -> TowerRecipe:
-    """Give the image encoder the channels and, where it asks, the size of the input spec."""
-    asked = IMAGE_ENCODERS.options(recipe.image.name)
-    known = {"channels": recipe.input.channels, "size_px": recipe.input.size_px}
-    options = {key: value for key, value in known.items() if key in asked} | recipe.image.options
-    return recipe.image.model_copy(update={"options": options})
+def fitted(name: str, options: Mapping[str, Any], spec: InputSpec) -> dict[str, Any]:
+    """Return an image encoder's options with the channels and, where it asks, the size of the input spec."""
+    asked = IMAGE_ENCODERS.options(name)
+    known = {"channels": spec.channels, "size_px": spec.size_px}
+    return {key: value for key, value in known.items() if key in asked} | dict(options)

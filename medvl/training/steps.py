@@ -8,9 +8,10 @@ import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import FrameType
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
+from lightning.fabric.plugins.environments import ClusterEnvironment
 from lightning.fabric.plugins.io import CheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
 from safetensors import SafetensorError
@@ -23,10 +24,11 @@ from medvl.progress import Progress
 from medvl.training.checkpoints import checkpoint_path, mark_best, prune, verify, write_checkpoint
 from medvl.training.logs import MetricsLog
 from medvl.training.module import AlignmentModule, to_device
+from medvl.training.recipe import Machine
 from medvl.training.state import read_state, write_state
 from medvl.training.validation import validate
 
-__all__ = ["Between", "DirectoryIO", "StopSignal"]
+__all__ = ["Between", "DirectoryIO", "StopSignal", "make_trainer"]
 
 MODEL = "model."
 AVERAGE = "average."
@@ -246,3 +248,51 @@ class Between(Callback):
                 assert self.best is not None
                 mark_best(folder, score=self.best)
             prune(self.run, keep=self.keep)
+
+
+def make_trainer(
+    machine: Machine,
+    between: Between,
+    files: DirectoryIO,
+    *,
+    strategy: Any,
+    precision: Literal["32", "bf16-mixed"],
+    steps: int,
+    clip: float,
+    start: int,
+    rank: ClusterEnvironment | None,
+) -> Trainer:
+    """Return a trainer that leaves everything between two steps to ``between``, and open its table.
+
+    Args:
+        machine: where it computes.
+        between: its only callback; on the first rank it gets its table.
+        files: how checkpoints are written.
+        strategy: how devices share the work, as Lightning takes it.
+        precision: of the forward pass.
+        steps: of the whole run.
+        clip: largest gradient norm; 0 for no clipping.
+        start: the step that a resumed run begins with.
+        rank: the place of this process among several, or None.
+    """
+    trainer = Trainer(
+        accelerator=machine.accelerator,
+        devices=machine.devices,
+        strategy=strategy,
+        precision="32-true" if precision == "32" else precision,
+        max_steps=steps,
+        max_epochs=-1,
+        gradient_clip_val=clip or None,
+        callbacks=[between],
+        plugins=[files] if rank is None else [files, rank],
+        default_root_dir=between.run,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+    )
+    if trainer.is_global_zero:
+        between.table = MetricsLog(between.run, step=start, tensorboard=machine.tensorboard)
+    return trainer

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from medvl.data.loader import BatchOrder
-from medvl.encoders.image import IMAGE_ENCODERS, ImageTower, build_image_encoder
+from medvl.encoders.image import ImageTower, build_image_encoder
 from medvl.errors import ConfigError, UsageError
 from medvl.progress import Progress
 from medvl.store import Store, write_atomic
@@ -27,6 +27,7 @@ from medvl.training.run import RunSummary, claim, finished, quiet, store_digest
 from medvl.training.selfdistil.model import Distiller
 from medvl.training.selfdistil.recipe import PretrainRecipe
 from medvl.training.selfdistil.views import Cut, FilmDataset, ViewStream
+from medvl.training.setup import fitted
 from medvl.training.start import start_of
 
 if TYPE_CHECKING:  # Lightning takes seconds to import
@@ -136,10 +137,9 @@ def write_tower(folder: Path, tower: ImageTower, *, recipe: PretrainRecipe, pixe
 
 def _set_up(store: Store, recipe: PretrainRecipe) -> _Setup:
     torch.manual_seed(recipe.loop.seed)
-    known = {"channels": recipe.input.channels, "size_px": recipe.input.size_px}
-    asked = IMAGE_ENCODERS.options(recipe.image.name)
-    options = {key: value for key, value in known.items() if key in asked} | recipe.image.options
-    tower = build_image_encoder(recipe.image.name, options)
+    tower = build_image_encoder(
+        recipe.image.name, fitted(recipe.image.name, recipe.image.options, recipe.input)
+    )
     if recipe.image.weights is not None:
         start = start_of(Path(recipe.image.weights), side="image", name=recipe.image.name)
         tower.load_weights(start.tensors)
@@ -210,11 +210,8 @@ def _fit(
     rank: ClusterEnvironment | None = None,
 ) -> tuple[int, Literal["finished", "interrupted"], int]:
     with quiet():
-        from lightning.pytorch import Trainer
-
-        from medvl.training.logs import MetricsLog
         from medvl.training.selfdistil.module import DistilModule
-        from medvl.training.steps import Between, DirectoryIO
+        from medvl.training.steps import Between, DirectoryIO, make_trainer
 
         resume = checkpoints.latest(run)
         start = int(resume.name.removeprefix("step-")) if resume else 0
@@ -245,26 +242,17 @@ def _fit(
             progress=progress,
         )
         files = DirectoryIO(write_model=_write_model)
-        trainer = Trainer(
-            accelerator=recipe.machine.accelerator,
-            devices=recipe.machine.devices,
+        trainer = make_trainer(
+            recipe.machine,
+            between,
+            files,
             strategy="auto" if recipe.machine.devices == 1 else "ddp_find_unused_parameters_true",
-            precision="32-true" if loop.precision == "32" else loop.precision,
-            max_steps=setup.steps,
-            max_epochs=-1,
-            gradient_clip_val=optimiser.clip or None,
-            callbacks=[between],
-            plugins=[files] if rank is None else [files, rank],
-            default_root_dir=run,
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            num_sanity_val_steps=0,
-            use_distributed_sampler=False,
+            precision=loop.precision,
+            steps=setup.steps,
+            clip=optimiser.clip,
+            start=start,
+            rank=rank,
         )
-        if trainer.is_global_zero:
-            between.table = MetricsLog(run, step=start, tensorboard=recipe.machine.tensorboard)
         stream = ViewStream(
             setup.films,
             order=setup.order,

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from medvl.data.augment import Augment, draw
 from medvl.data.draft import Key
 from medvl.data.loader import BatchOrder
-from medvl.errors import ConfigError, UsageError
+from medvl.errors import UsageError
 from medvl.records import Record
 from medvl.specs import InputSpec
 from medvl.splits import SPLITS, split_of
@@ -296,17 +296,13 @@ class ViewStream(Dataset[Views]):
         world: int = 1,
         workers: int = 0,
     ) -> None:
-        if order.size % world:
-            raise ConfigError(
-                f"a batch of {order.size} cannot be shared between {world} devices.",
-                hint=f"Give a multiple of {world} as data.batch.",
-            )
+        order.share(world)  # refused here, not at the first step
         self.films, self.order, self.steps = films, order, range(start, stop)
-        self.share, self.rank, self.workers = order.size // world, rank, workers
+        self.rank, self.world, self.workers = rank, world, workers
 
     def __getitem__(self, step: int) -> Views:
         """Return this rank's views of ``step``."""
-        return self.films.views(self.order.keys(step)[self.rank * self.share :][: self.share])
+        return self.films.views(self.order.keys_of_rank(step, rank=self.rank, world=self.world))
 
     def __iter__(self) -> Iterator[Views]:
         """Iterate over the steps."""
