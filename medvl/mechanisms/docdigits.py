@@ -124,7 +124,7 @@ def docdigits(
 
     Examples:
         >>> few, many = docdigits(complexity=4, pairs=400), docdigits(complexity=30, pairs=400)
-        >>> few.regions.sum() <= 400, len(few) > 5 * len(many)
+        >>> bool(few.regions.sum() <= 400), len(few) > 5 * len(many)
         (True, True)
 
     Source: Varma et al. 2023, arXiv 2308.11194, DocMNIST, with the digits of scikit-learn.
