@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 __all__ = [
@@ -38,6 +38,8 @@ class Batch:
             objective asks for two.
         sentence_parts: anatomical part that the k-th sentence speaks of, 0 for none; column k − 1.
         bank: unit vector of the row's report from a frozen text encoder, for positives by meaning.
+        voxel_parts: number of the anatomical part that each voxel lies in, 0 for none; None without a
+            segmentation.
     """
 
     images: Float[Tensor, "batch channels *spatial"]
@@ -50,6 +52,7 @@ class Batch:
     image_present: Bool[Tensor, " batch"] | None = None
     sentence_parts: Int[Tensor, "batch sentences"] | None = None
     bank: Float[Tensor, "batch bank"] | None = None
+    voxel_parts: UInt8[Tensor, "batch *spatial"] | None = None
 
 
 @dataclass(frozen=True)

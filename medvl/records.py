@@ -109,30 +109,38 @@ class TextRegion:
 
 @dataclass(frozen=True)
 class Box:
-    """A finding's place, in pixels of the stored array: x right, y down, end exclusive."""
+    """A finding's place in the stored array, end exclusive.
+
+    On a film x runs right and y down, in pixels. In a volume x, y and z count voxels along its first, second
+    and third axis (right, front, top); a film has no z.
+    """
 
     label: str
     x0: float
     y0: float
     x1: float
     y1: float
+    z0: float | None = None
+    z1: float | None = None
 
 
 @dataclass(frozen=True)
 class Record:
-    """One image with its report, as the store's index holds it.
+    """One image or volume with its report, as the store's index holds it.
 
     Attributes:
         record_id, study_id, patient_id: keyed hashes; letters and digits only.
         modality: ``"cxr"``, ``"ct"`` or ``"pathology"``.
         split: ``"train"``, ``"val"`` or ``"test"``.
         view, laterality: as stated by header or table.
-        spacing_mm: millimetres per pixel of the *stored* array, rows first, or None.
+        spacing_mm: millimetres per pixel of the *stored* array along its axes (on a film rows first), or
+            None.
         spacing_frame: ``"patient"``, ``"detector"`` or None.
-        source_kind: ``"dicom"``, ``"raster"``, …
+        affine_ras: the stored voxel index to RAS+ millimetres, row by row of the 4 × 4 matrix; () on a film.
+        source_kind: ``"dicom"``, ``"nifti"``, ``"raster"``, …
         inverted: whether the film was MONOCHROME1 and the spec inverted it.
         geometry: the verdict: ``"ok"``, ``"resampled"`` or ``"rejected:<reason>"``.
-        source_shape: rows and columns of the source.
+        source_shape: rows and columns of the source; of a volume its three axes as they were read.
         report: the text as it was given ("" when there is none).
         sections, sentences: spans of ``report``.
         retrieval: the sentences of the view that describes the case.
@@ -149,8 +157,11 @@ class Record:
         pixel_hash, text_hash: of the stored pixels and of the normalised report ("" for none).
         pixel_digest, report_digest: digests of the specs that made this record.
         shard, offset, size, crc32: where the payload lies: shard file, first byte, bytes, checksum.
-        payload: how the payload is coded: ``"npy.b2"`` for a packed array, ``"jpg"`` or ``"png"`` for the
-            codestream of the source.
+        payload: how the payload is coded: ``"npy.b2"`` for a packed array, ``"vol.b2"`` for a volume in
+            chunks, ``"jpg"`` or ``"png"`` for the codestream of the source.
+        parts_offset, parts_size, parts_crc32: where, in the same shard, the volume of anatomical parts lies,
+            coded as ``"vol.b2"``: the number of each voxel's part, 0 for none; a size of 0 is no such volume.
+        part_voxels: part to number of voxels in the stored array.
         shape, dtype: of the stored array.
         notes: repairs that the reader made.
     """
@@ -175,6 +186,7 @@ class Record:
     laterality: str | None = None
     spacing_mm: tuple[float, ...] | None = None
     spacing_frame: str | None = None
+    affine_ras: tuple[float, ...] = ()
     inverted: bool = False
     geometry: str = "ok"
     sections: tuple[Section, ...] = ()
@@ -193,3 +205,7 @@ class Record:
     offset: int = 0
     size: int = 0
     crc32: int = 0
+    parts_offset: int = 0
+    parts_size: int = 0
+    parts_crc32: int = 0
+    part_voxels: dict[str, int] = field(default_factory=dict)

@@ -5,7 +5,7 @@ import time
 import numpy as np
 import pytest
 
-from medvl.data.anatomy import FINDING_PARTS, PARTS, finding_parts, sentence_parts
+from medvl.anatomy import FINDING_PARTS, PARTS, finding_parts, sentence_parts
 from medvl.errors import ConfigError
 
 

@@ -308,7 +308,7 @@ def test_refused_options(options, message):
 
 def test_refuses_features_without_parts_or_of_other_parts():
     image, text = features(3)
-    with pytest.raises(ConfigError, match=r"sentence_parts is None\..*medvl.data.anatomy.sentence_parts"):
+    with pytest.raises(ConfigError, match=r"sentence_parts is None\..*medvl.anatomy.sentence_parts"):
         build("organs")(image, replace(text, sentence_parts=None), torch.eye(3))
     with pytest.raises(ConfigError, match=r"assigned to 2 parts, the objective has 7\."):
         inside = torch.ones(3, 9, 2, dtype=torch.bool)

@@ -202,7 +202,7 @@ def test_an_unfinished_store_is_refused(tmp_path):
     [
         ("{", "store.json is damaged: it is not JSON"),
         ("[1]", "format 'list'"),
-        ('{"format": "medvl-store-0"}', "format 'medvl-store-0'; this version reads 'medvl-store-2'"),
+        ('{"format": "medvl-store-0"}', "format 'medvl-store-0'; this version reads 'medvl-store-3'"),
         ('{"format": null}', "format None"),
     ],
 )

@@ -6,7 +6,7 @@ import torch
 from tinystore import SMALL, write_tiny
 
 from medvl import recipes
-from medvl.data.anatomy import finding_parts
+from medvl.anatomy import finding_parts
 from medvl.encoders.text import build_text_encoder
 from medvl.errors import ConfigError
 from medvl.store import Store

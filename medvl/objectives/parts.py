@@ -109,7 +109,7 @@ def text_parts(text_features: TextFeatures, *, parts: int) -> TextParts:
     if numbers is None:
         raise ConfigError(
             "the batch does not say which part of the body each sentence speaks of: sentence_parts is None.",
-            hint="Give the data set parts=medvl.data.anatomy.sentence_parts.",
+            hint="Give the data set parts=medvl.anatomy.sentence_parts.",
         )
     numbers = numbers.masked_fill(~text_features.sentence_mask, 0)
     member = numbers[..., None] == torch.arange(1, parts + 1, device=numbers.device)
@@ -150,7 +150,7 @@ def normal_parts(
     if findings.shape[1] != len(finding_parts):
         raise ConfigError(
             f"finding_parts is for {len(finding_parts)} findings, the batch has {findings.shape[1]}.",
-            hint="Give the part of each label column; medvl.data.anatomy.finding_parts returns them.",
+            hint="Give the part of each label column; medvl.anatomy.finding_parts returns them.",
         )
     of_part = (finding_parts[:, None] == torch.arange(1, parts + 1, device=findings.device)).float()
     known = (~findings.isnan()).float() @ of_part

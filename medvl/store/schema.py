@@ -18,7 +18,7 @@ from medvl.records import Box, Change, Record, Section, Sentence, TextRegion
 
 __all__ = ["AGAIN", "FORMAT", "INDEX_SCHEMA", "finding_states", "index_bytes", "record_row", "row_record"]
 
-FORMAT = "medvl-store-2"
+FORMAT = "medvl-store-3"
 
 _TEXT = pa.string()
 INDEX_SCHEMA = pa.schema(
@@ -53,6 +53,7 @@ INDEX_SCHEMA = pa.schema(
         ("source_shape", pa.list_(pa.int32())),
         ("spacing_mm", pa.list_(pa.float64())),
         ("spacing_frame", _TEXT),
+        ("affine_ras", pa.list_(pa.float64())),
         ("inverted", pa.bool_()),
         ("geometry", _TEXT),
         ("notes", pa.list_(_TEXT)),
@@ -61,6 +62,10 @@ INDEX_SCHEMA = pa.schema(
         ("offset", pa.int64()),
         ("size", pa.int64()),
         ("crc32", pa.int64()),
+        ("parts_offset", pa.int64()),
+        ("parts_size", pa.int64()),
+        ("parts_crc32", pa.int64()),
+        ("part_voxels", _TEXT),
     ]
 )
 """Columns of ``index.parquet``; those of ``_JSON_FIELDS`` hold JSON."""
@@ -72,6 +77,7 @@ _JSON_FIELDS: dict[str, type | None] = {
     "changes": Change,
     "text_regions": TextRegion,
     "labels": None,
+    "part_voxels": None,
     "redactions": None,
     "said": None,
 }

@@ -101,7 +101,7 @@ def set_up(store: Store, recipe: Recipe) -> Setup:
     if "findings" in OBJECTIVES.options(recipe.objective.name):
         options.setdefault("findings", pairs.label_names)
     if "finding_parts" in OBJECTIVES.options(recipe.objective.name):
-        from medvl.data.anatomy import PARTS, finding_parts
+        from medvl.anatomy import PARTS, finding_parts
 
         options.setdefault("finding_parts", finding_parts(pairs.label_names, modality=recipe.modality))
         options.setdefault("parts", len(PARTS[recipe.modality]))
@@ -116,7 +116,7 @@ def _extras(aim: Any, recipe: Recipe) -> dict[str, Any]:
     """Return what this objective and these positives read besides pictures, words and labels."""
     extras: dict[str, Any] = {}
     if getattr(aim, "needs_parts", False):
-        from medvl.data.anatomy import sentence_parts
+        from medvl.anatomy import sentence_parts
 
         extras["parts"] = functools.partial(sentence_parts, modality=recipe.modality)
     if recipe.objective.positives == "bank":

@@ -1,0 +1,1 @@
+"""CT: recipes and prompts."""
