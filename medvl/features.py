@@ -52,7 +52,7 @@ class Batch:
     image_present: Bool[Tensor, " batch"] | None = None
     sentence_parts: Int[Tensor, "batch sentences"] | None = None
     bank: Float[Tensor, "batch bank"] | None = None
-    voxel_parts: UInt8[Tensor, "batch *spatial"] | None = None
+    voxel_parts: UInt8[Tensor, " batch *spatial"] | None = None
 
 
 @dataclass(frozen=True)
