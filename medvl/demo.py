@@ -85,7 +85,7 @@ def demo(
         films,
         store,
         modality=modality,
-        longest_px=256,
+        pixels={"longest_px": 256},
         key=b"demo" * 8,
         progress=progress,
     )

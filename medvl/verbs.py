@@ -42,7 +42,8 @@ __all__ = [
     "train",
 ]
 
-MODALITIES = ("cxr",)
+MODALITIES = {"cxr": "chest X-ray", "ct": "CT"}
+"""The modalities and their names in words."""
 
 
 @dataclass(frozen=True)
@@ -90,18 +91,24 @@ def phantom(
     n: int = 200,
     seed: int = 0,
     level: str = "middle",
-    size_px: int = 256,
+    size_px: int | None = None,
     unobservable: float = 0.3,
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> PhantomSummary:
-    """Write ``n`` synthetic studies with known truth; see :func:`medvl.phantoms.cxr.write_phantoms`."""
-    from medvl.phantoms.cxr import write_phantoms
+    """Write ``n`` synthetic studies with known truth.
 
-    _modality(modality)
-    return write_phantoms(
-        Path(out), n=n, seed=seed, level=level, size_px=size_px, unobservable=unobservable,
-        workers=workers, progress=progress,
+    See :func:`medvl.phantoms.cxr.write_phantoms` and :func:`medvl.phantoms.ct.write_ct_phantoms`, whose
+    ``size_px`` is taken where it is None.
+    """
+    if _modality(modality) == "ct":
+        from medvl.phantoms.ct import write_ct_phantoms as write
+    else:
+        from medvl.phantoms.cxr import write_phantoms as write
+    size = {} if size_px is None else {"size_px": size_px}
+    return write(
+        Path(out), n=n, seed=seed, level=level, unobservable=unobservable, workers=workers, progress=progress,
+        **size,
     )  # fmt: skip
 
 
@@ -110,8 +117,7 @@ def prepare(
     out: str | Path,
     *,
     modality: str = "cxr",
-    longest_px: int = 512,
-    voi: str = "header",
+    pixels: Mapping[str, Any] | None = None,
     report: Mapping[str, Any] | None = None,
     layout: str = "auto",
     table: Path | None = None,
@@ -126,9 +132,9 @@ def prepare(
     Args:
         source: a tree of DICOM files or a folder of images, with their reports; or an archive of one.
         out: the store; a half-written one is resumed.
-        modality: ``"cxr"``.
-        longest_px: longest side of a stored image.
-        voi: ``"header"`` or ``"percentile"``; see :class:`medvl.specs.PixelSpec`.
+        modality: ``"cxr"`` or ``"ct"``.
+        pixels: values of :class:`medvl.specs.PixelSpec`, for example ``{"longest_px": 256}``, or for CT of
+            :class:`medvl.specs.VolumeSpec`, for example ``{"spacing_mm": (2, 2, 2)}``.
         report: values of :class:`medvl.specs.ReportSpec`, for example ``{"parser": "de-1"}``.
         layout: a public layout by name, ``"auto"`` to look for one, ``"none"`` for none.
         table: report table; found in the source if None.
@@ -141,14 +147,15 @@ def prepare(
     """
     from medvl.preprocess.pipeline import Tables
     from medvl.preprocess.pipeline import prepare as run
-    from medvl.specs import PixelSpec, ReportSpec
+    from medvl.specs import PixelSpec, ReportSpec, VolumeSpec
 
+    spec = VolumeSpec if _modality(modality) == "ct" else PixelSpec
     return run(
         Path(source),
         Path(out),
-        modality=_modality(modality),
+        modality=modality,
         tables=Tables(layout, table, columns, labels, boxes),
-        pixels=PixelSpec.from_json({"longest_px": longest_px, "voi": voi}),
+        pixels=spec.from_json(dict(pixels or {})),
         report=ReportSpec.from_json(dict(report or {})),
         progress=progress,
         **options,
@@ -182,7 +189,7 @@ def train(
     out: str | Path,
     *,
     modality: str = "cxr",
-    recipe: str | Path | Recipe | PretrainRecipe = "multi",
+    recipe: str | Path | Recipe | PretrainRecipe | None = None,
     overrides: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> RunSummary:
@@ -192,11 +199,15 @@ def train(
         data: the record store.
         out: the run directory.
         modality: where a recipe's name is looked up.
-        recipe: a name, a YAML file, or a recipe; one of pre-training (``dino``) reads the films alone and
-            leaves an image tower.
+        recipe: a name, a YAML file, or a recipe; None is the modality's default. One of pre-training
+            (``dino``) reads the films alone and leaves an image tower.
         overrides: ``section.key=value`` strings.
         progress: called with each logged step.
     """
+    if recipe is None:
+        from medvl.recipes import default
+
+        recipe = default(_modality(modality))
     if isinstance(recipe, str | Path):
         chosen = resolve_recipe(recipe, modality=modality, overrides=overrides)
     else:

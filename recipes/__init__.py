@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
     from medvl.training.recipe import Recipe
     from medvl.training.selfdistil.recipe import PretrainRecipe
 
-__all__ = ["names", "path", "resolve"]
+__all__ = ["default", "names", "path", "resolve"]
 
 _NOT_RECIPES = ("prompts",)
 
@@ -29,6 +30,21 @@ def names(modality: str) -> list[str]:
     """
     files = sorted(_folder(modality).glob("*.yaml"))
     return [file.stem for file in files if file.stem not in _NOT_RECIPES]
+
+
+def default(modality: str) -> str:
+    """Return the name of the recipe that a modality is trained with where none is asked for.
+
+    Raises:
+        ConfigError: an unknown modality.
+
+    Examples:
+        >>> default("cxr")
+        'multi'
+    """
+    _folder(modality)
+    name: str = importlib.import_module(f"{__name__}.{modality}").DEFAULT
+    return name
 
 
 def path(modality: str, name: str) -> Path:

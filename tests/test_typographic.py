@@ -116,7 +116,7 @@ def test_headers_and_tables_are_those_of_the_source(films, wrong):
 
 
 def test_the_set_is_prepared_like_any_other(wrong, tmp_path):
-    summary = medvl.prepare(wrong, tmp_path / "store", longest_px=64, workers=1, key=b"k" * 32)
+    summary = medvl.prepare(wrong, tmp_path / "store", pixels={"longest_px": 64}, workers=1, key=b"k" * 32)
     assert summary.records == len(table(wrong / "painted.csv"))
 
 

@@ -16,11 +16,10 @@ from medvl.cli import data, models, text
 from medvl.cli.basis import Parser, write
 from medvl.errors import MedvlError, UsageError, file_token
 from medvl.notice import NOTICE
+from medvl.verbs import MODALITIES
 from medvl.version import VERSION
 
 __all__ = ["build_parser", "main"]
-
-_MODALITIES = {"cxr": "chest X-ray"}
 
 
 def build_parser() -> Parser:
@@ -34,7 +33,7 @@ def build_parser() -> Parser:
     parser.add_argument("--version", action="version", version=f"medvl {VERSION}")
     top = parser.add_subparsers(dest="verb", metavar="COMMAND", required=True, parser_class=Parser)
 
-    for modality, words in _MODALITIES.items():
+    for modality, words in MODALITIES.items():
         own = top.add_parser(modality, help=f"{words}: prepare, train, demo", epilog=NOTICE)
         verbs = own.add_subparsers(dest="verb", metavar="VERB", required=True, parser_class=Parser)
         data.add_prepare(verbs, modality)

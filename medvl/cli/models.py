@@ -8,14 +8,17 @@ from pathlib import Path
 
 from medvl.cli.basis import Verbs, progress, show, verb, write
 from medvl.errors import UsageError
+from medvl.recipes import default
+from medvl.verbs import MODALITIES
 
 
 def add_modality_verbs(verbs: Verbs, modality: str) -> None:
     """Add ``medvl MODALITY train`` and ``demo``."""
+    usual = default(modality)
     train = verb(verbs, "train", "train a model on a record store", _train)
     train.add_argument("data", type=Path, nargs="?", help="the record store")
     train.add_argument("out", type=Path, nargs="?", help="the run to write; an interrupted one is resumed")
-    train.add_argument("--recipe", default="multi", help="a recipe's name or a YAML file (multi)")
+    train.add_argument("--recipe", default=usual, help=f"a recipe's name or a YAML file ({usual})")
     train.add_argument(
         "--set",
         action="append",
@@ -82,12 +85,14 @@ def add_verbs(top: Verbs) -> None:
     search.add_argument("--html", type=Path, help="also write a page with pictures")
 
     phantom = verb(top, "phantom", "synthetic studies with known truth", _phantom)
-    phantom.add_argument("modality", choices=("cxr",))
+    phantom.add_argument("modality", choices=tuple(MODALITIES))
     phantom.add_argument("out", type=Path)
     phantom.add_argument("--n", type=int, default=200, help="studies (200)")
     phantom.add_argument("--seed", type=int, default=0)
     phantom.add_argument("--level", choices=("easy", "middle", "hard"), default="middle")
-    phantom.add_argument("--size-px", type=int, default=256, help="longest side of a film (256)")
+    phantom.add_argument(
+        "--size-px", type=int, help="longest side: pixels of a film (256), voxels of a volume (64)"
+    )
     phantom.add_argument(
         "--unobservable", type=float, default=0.3, help="rate of sentences that the image cannot show (0.3)"
     )
@@ -109,7 +114,7 @@ def _train(arguments: argparse.Namespace) -> int:
     if arguments.data is None or arguments.out is None:
         raise UsageError(
             "train needs DATA and OUT.",
-            hint=f"medvl {arguments.modality} train STORE RUN --recipe {arguments.recipe}",
+            hint=f"medvl {arguments.modality} train STORE RUN",
         )
     with progress(arguments) as bar:
         summary = verbs.train(

@@ -1,1 +1,3 @@
 """CT: recipes and prompts."""
+
+DEFAULT = "local-global"

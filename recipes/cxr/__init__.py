@@ -1,1 +1,3 @@
 """Chest X-ray: recipes and prompts."""
+
+DEFAULT = "multi"
