@@ -221,7 +221,7 @@ class Organs(AlignmentObjective):
         organ_weight: λ₂.
         temperature: initial temperature of the contrast of whole cases.
         organ_temperature: initial τ of the organs, learned within [0.002, 0.5].
-        parts: parts of the body: 7 for chest radiographs, 10 for chest CT (``medvl.anatomy.PARTS``).
+        parts: parts of the body: 7 for chest radiographs, 18 for CT (``medvl.anatomy.PARTS``).
         heads: of the attention of a part's query.
         finding_parts: part of each label column, 0 for none; a training run fills it. Without it no part
             counts as normal, and only equal sentences and the batch's positives make two cases equal.
