@@ -55,6 +55,7 @@ class DicomHeader:
         view, laterality: as in :class:`medvl.images.Image`.
         rows, columns, frames: 0 rows and columns for an object that is no image.
         transfer_syntax: its UID, as declared or as found.
+        image_type: values of ImageType, in capitals.
         burned_in: BurnedInAnnotation is YES; None when the header does not say.
         has_pixels: whether a pixel element follows the header.
         notes: repairs.
@@ -78,6 +79,7 @@ class DicomHeader:
     has_pixels: bool
     names: tuple[str, ...] = ()
     study_date: str = ""
+    image_type: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
 
@@ -93,29 +95,39 @@ def read_header(path: Path, *, limits: Limits = DEFAULT_LIMITS, lenient: bool = 
         InputError: the file is not DICOM, is nested too deeply, or cannot be parsed.
     """
     with opened(path, limits=limits, lenient=lenient) as part10:
-        dataset = part10.dataset
-        burned = text(dataset, "BurnedInAnnotation").upper()
-        return DicomHeader(
-            patient_id=text(dataset, "PatientID"),
-            accession=text(dataset, "AccessionNumber"),
-            study_uid=text(dataset, "StudyInstanceUID"),
-            series_uid=text(dataset, "SeriesInstanceUID"),
-            sop_uid=text(dataset, "SOPInstanceUID"),
-            sop_class=text(dataset, "SOPClassUID"),
-            modality=text(dataset, "Modality").upper(),
-            body_part=text(dataset, "BodyPartExamined").upper(),
-            view=_view(dataset),
-            laterality=_laterality(dataset),
-            rows=integer(dataset, "Rows", default=0),
-            columns=integer(dataset, "Columns", default=0),
-            frames=integer(dataset, "NumberOfFrames", default=1),
-            transfer_syntax=part10.transfer_syntax,
-            burned_in={"YES": True, "NO": False}.get(burned),
-            has_pixels=part10.pixel_keyword is not None,
-            names=_names(dataset),
-            study_date=text(dataset, "StudyDate") or text(dataset, "AcquisitionDate"),
-            notes=part10.remarks,
-        )
+        return header_in(part10)
+
+
+def header_in(part10: Part10) -> DicomHeader:
+    """Return what pairing needs of an open file.
+
+    Raises:
+        BadElement: an element cannot be read.
+    """
+    dataset = part10.dataset
+    burned = text(dataset, "BurnedInAnnotation").upper()
+    return DicomHeader(
+        patient_id=text(dataset, "PatientID"),
+        accession=text(dataset, "AccessionNumber"),
+        study_uid=text(dataset, "StudyInstanceUID"),
+        series_uid=text(dataset, "SeriesInstanceUID"),
+        sop_uid=text(dataset, "SOPInstanceUID"),
+        sop_class=text(dataset, "SOPClassUID"),
+        modality=text(dataset, "Modality").upper(),
+        body_part=text(dataset, "BodyPartExamined").upper(),
+        view=_view(dataset),
+        laterality=_laterality(dataset),
+        rows=integer(dataset, "Rows", default=0),
+        columns=integer(dataset, "Columns", default=0),
+        frames=integer(dataset, "NumberOfFrames", default=1),
+        transfer_syntax=part10.transfer_syntax,
+        burned_in={"YES": True, "NO": False}.get(burned),
+        has_pixels=part10.pixel_keyword is not None,
+        names=_names(dataset),
+        study_date=text(dataset, "StudyDate") or text(dataset, "AcquisitionDate"),
+        image_type=tuple(text(dataset, "ImageType").upper().split("\\")),
+        notes=part10.remarks,
+    )
 
 
 def read_dicom(

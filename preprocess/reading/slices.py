@@ -12,10 +12,10 @@ from pydicom.dataset import Dataset
 from medvl.preprocess.reading.dicom import MONOCHROME, layout_of
 from medvl.preprocess.reading.geometry import plane_normal
 from medvl.preprocess.reading.limits import DEFAULT_LIMITS, Limits
-from medvl.preprocess.reading.part10 import integer, numbers, opened, text
+from medvl.preprocess.reading.part10 import Part10, integer, numbers, opened, text
 from medvl.preprocess.reading.places import first_numbers, pixel_spacing, sources_of
 
-__all__ = ["Slice", "slices_of"]
+__all__ = ["Slice", "slices_in", "slices_of"]
 
 
 @dataclass(frozen=True)
@@ -61,21 +61,30 @@ def slices_of(path: Path, *, limits: Limits = DEFAULT_LIMITS, lenient: bool = Fa
         InputError: the file is not DICOM, or its header breaks a rule.
     """
     with opened(path, limits=limits, lenient=lenient) as part10:
-        if part10.pixel_keyword is None:
-            return ()
-        layout = layout_of(part10, limits=limits, lenient=lenient)
-        dataset = part10.dataset
-        first = _slice(path, 0, dataset, layout.frames, colour=layout.photometric not in MONOCHROME)
-        if layout.frames == 1:
-            return (first,)
-        if "PerFrameFunctionalGroupsSequence" in dataset:
-            return tuple(
-                _slice(path, frame, dataset, 1, colour=first.colour) for frame in range(layout.frames)
-            )
-        offsets = numbers(dataset, "GridFrameOffsetVector")
-        if len(offsets) != layout.frames or first.position is None or first.orientation is None:
-            return (replace(first, position=None),)
-        return tuple(_on_grid(first, offsets))
+        return slices_in(part10, path, limits=limits, lenient=lenient)
+
+
+def slices_in(
+    part10: Part10, path: Path, *, limits: Limits = DEFAULT_LIMITS, lenient: bool = False
+) -> tuple[Slice, ...]:
+    """Return the slices of an open file; see :func:`slices_of`.
+
+    Raises:
+        InputError: the header breaks a rule.
+    """
+    if part10.pixel_keyword is None:
+        return ()
+    layout = layout_of(part10, limits=limits, lenient=lenient)
+    dataset = part10.dataset
+    first = _slice(path, 0, dataset, layout.frames, colour=layout.photometric not in MONOCHROME)
+    if layout.frames == 1:
+        return (first,)
+    if "PerFrameFunctionalGroupsSequence" in dataset:
+        return tuple(_slice(path, frame, dataset, 1, colour=first.colour) for frame in range(layout.frames))
+    offsets = numbers(dataset, "GridFrameOffsetVector")
+    if len(offsets) != layout.frames or first.position is None or first.orientation is None:
+        return (replace(first, position=None),)
+    return tuple(_on_grid(first, offsets))
 
 
 def _slice(path: Path, frame: int, dataset: Dataset, frames: int, *, colour: bool) -> Slice:
