@@ -37,7 +37,7 @@ def test_importing_medvl_warns_of_nothing_and_loads_no_torch():
     ("words", "message"),
     [
         (("cxr", "trian"), "unknown command 'trian'. Allowed: demo, prepare, train. Did you mean 'train'?"),
-        (("phantom", "cxx", "out"), "unknown modality 'cxx'. Allowed: cxr, ct. Did you mean 'cxr'?"),
+        (("phantom", "cxx", "out"), "unknown modality 'cxx'. Allowed: ct, cxr. Did you mean 'cxr'?"),
         (("evaluate", "run", "store", "--split", "train"), "unknown split 'train'. Allowed: test, val."),
         (("cxr", "prepare", "--column", "text", "a", "b"), "--column 'text' is not KEY=VALUE."),
         (("cxr", "train"), "train needs DATA and OUT."),
