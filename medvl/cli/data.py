@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from medvl.cli.basis import EXIT_SOME_FAILED, Parser, Verbs, key_bytes, key_values, progress, show, verb
 from medvl.notice import NOTICE
@@ -36,19 +37,7 @@ def add_prepare(verbs: Verbs, modality: str) -> None:
         "--dry-run", action="store_true", help="only say what would be paired, what not, and why"
     )
     prepare.add_argument("--details", type=Path, help="with --dry-run: a CSV with one line a file and row")
-    prepare.add_argument("--longest-px", type=int, default=512, help="longest side of a stored image (512)")
-    prepare.add_argument(
-        "--voi",
-        choices=("header", "percentile"),
-        default="header",
-        help="grey scale: header's VOI or percentiles",
-    )
-    prepare.add_argument(
-        "--burned-in",
-        choices=("off", "keep", "mask", "drop"),
-        default="off",
-        help="text in the pictures: do not look; look and record; paint over; leave the film out (off)",
-    )
+    (_add_volumes if modality == "ct" else _add_films)(prepare)
     prepare.add_argument(
         "--keep-text", action="store_true", help="leave names, identifiers and dates in the reports"
     )
@@ -70,6 +59,66 @@ def add_prepare(verbs: Verbs, modality: str) -> None:
     )
     prepare.add_argument("--retry-failed", action="store_true", help="try items again that failed before")
     prepare.set_defaults(modality=modality)
+
+
+def _add_films(prepare: argparse.ArgumentParser) -> None:
+    prepare.add_argument("--longest-px", type=int, default=512, help="longest side of a stored image (512)")
+    prepare.add_argument(
+        "--voi",
+        choices=("header", "percentile"),
+        default="header",
+        help="grey scale: header's VOI or percentiles",
+    )
+    prepare.add_argument(
+        "--burned-in",
+        choices=("off", "keep", "mask", "drop"),
+        default="off",
+        help="text in the pictures: do not look; look and record; paint over; leave the film out (off)",
+    )
+
+
+def _add_volumes(prepare: argparse.ArgumentParser) -> None:
+    prepare.add_argument(
+        "--spacing-mm",
+        type=float,
+        nargs=3,
+        metavar=("X", "Y", "Z"),
+        help="of the stored voxels to the right, front and top (1.5 1.5 3); 0 0 0 keeps the scan's own",
+    )
+    prepare.add_argument(
+        "--crop", choices=("body", "none"), default="body", help="cut out the box of the body (body)"
+    )
+    prepare.add_argument(
+        "--masks", type=Path, help="folder of organ masks (NIfTI), by series UID or file name; default: found"
+    )
+    prepare.add_argument(
+        "--structures", type=Path, help="YAML from names in the masks to parts; default: TotalSegmentator's"
+    )
+    prepare.add_argument("--allow-gaps", action="store_true", help="interpolate missing slices")
+    prepare.add_argument(
+        "--on-irregular",
+        choices=("reject", "resample"),
+        default="reject",
+        help="tilted or unevenly spaced series: leave out, or interpolate (reject)",
+    )
+
+
+def _pixels(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the values of the pixel spec and of what else depends on the modality."""
+    if arguments.modality != "ct":
+        return {
+            "pixels": {"longest_px": arguments.longest_px, "voi": arguments.voi},
+            "burned_in": arguments.burned_in,
+        }
+    given = arguments.spacing_mm
+    spacing = {} if given is None else {"spacing_mm": tuple(given) if any(given) else None}
+    return {
+        "pixels": {"crop": arguments.crop, **spacing},
+        "masks": arguments.masks,
+        "structures": arguments.structures,
+        "allow_gaps": arguments.allow_gaps,
+        "on_irregular": arguments.on_irregular,
+    }
 
 
 def add_deid(top: Verbs) -> None:
@@ -164,10 +213,7 @@ def _prepare(arguments: argparse.Namespace) -> int:
             arguments.source,
             arguments.out,
             modality=arguments.modality,
-            longest_px=arguments.longest_px,
-            voi=arguments.voi,
             report=_pairs(arguments.report, "--report", "parser=de-1"),
-            burned_in=arguments.burned_in,
             clean_text=not arguments.keep_text,
             split=tuple(arguments.split),
             split_seed=arguments.split_seed,
@@ -176,6 +222,7 @@ def _prepare(arguments: argparse.Namespace) -> int:
             scheduler=arguments.scheduler,
             retry_failed=arguments.retry_failed,
             progress=bar,
+            **_pixels(arguments),
             **given,
         )
     show(arguments, summary)
