@@ -8,8 +8,9 @@ query whose digest differs is refused.
 
 from medvl.specs.base import Spec, fold, text_hash
 from medvl.specs.pixels import InputSpec, PixelSpec
+from medvl.specs.tensors import VolumeInput
 from medvl.specs.text import PLACEHOLDER, RAW_PLACEHOLDER, ReportSpec, View
-from medvl.specs.volumes import VolumeGrid, VolumeInput, VolumeSpec
+from medvl.specs.volumes import VolumeGrid, VolumeSpec
 
 __all__ = [
     "PLACEHOLDER",

@@ -65,6 +65,8 @@ class Spec(BaseModel):
             return cls.model_validate(values)
         except ValidationError as error:
             first = error.errors()[0]
+            if not first["loc"]:  # of several values together
+                raise ConfigError(f"{cls.what}: {first['msg']}.") from error
             where = ".".join(str(part) for part in first["loc"])
             raise ConfigError(f"{cls.what}: {where} is {first['input']!r}: {first['msg']}.") from error
 

@@ -164,11 +164,18 @@ class InputSpec(Spec):
         canvas, mask = self.letterbox(stored)
         return self.normalise(canvas), mask
 
+    def frame(self, shape: tuple[int, ...]) -> tuple[Float[np.ndarray, " axes"], Float[np.ndarray, " axes"]]:
+        """Return scale and offset of rows and columns: tensor coordinate = stored · scale + offset.
+
+        Coordinates count from the edge of the first pixel. :class:`medvl.specs.VolumeInput` has the same.
+        """
+        scale, top, left = self.placement(shape)
+        fitted = np.array(self._fitted(shape[-2], shape[-1], scale))  # whole pixels, so not exactly ``scale``
+        return fitted / np.array(shape[-2:]), np.array([top, left], np.float64)
+
     def place_box(self, box: Box, shape: tuple[int, ...]) -> Box:
         """Move a box from pixels of the stored array to pixels of the tensor."""
-        scale, top, left = self.placement(shape)
-        rows, columns = self._fitted(shape[-2], shape[-1], scale)
-        down, right = rows / shape[-2], columns / shape[-1]  # whole pixels, so not exactly ``scale``
+        (down, right), (top, left) = (each.tolist() for each in self.frame(shape))
         return Box(
             box.label,
             x0=box.x0 * right + left,

@@ -1,4 +1,4 @@
-"""How a CT volume becomes the stored array, and the stored array the model's tensor: HU until the windows."""
+"""How a CT volume becomes the stored array, in HU: axes, body, range, spacing; and parts on the same grid."""
 
 from __future__ import annotations
 
@@ -6,15 +6,23 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import numpy as np
-from jaxtyping import Bool, Float, Int16, Shaped, UInt8
-from pydantic import Field, PositiveFloat, PositiveInt
+from jaxtyping import Float, Int16, Shaped, UInt8
+from pydantic import Field, PositiveFloat, model_validator
 
 from medvl.anatomy import PARTS
-from medvl.images import Image
-from medvl.records import Box
+from medvl.errors import BadAffine, ConfigError
+from medvl.images import Image, Unit
+from medvl.specs.area import EDGE, Axis, resampled
 from medvl.specs.base import Spec
+from medvl.specs.body import body_box
+from medvl.specs.orientation import canonical
 
-__all__ = ["VolumeGrid", "VolumeInput", "VolumeSpec"]
+__all__ = ["VolumeGrid", "VolumeSpec"]
+
+SAME = 1e-3
+"""Voxels within which a grid is that of the scan, so that its values are taken as they are."""
+ASKEW = 0.01
+"""Voxels at the far end of a grid by which its axes may turn away from those of the scan."""
 
 
 @dataclass(frozen=True)
@@ -31,18 +39,20 @@ class VolumeGrid:
 
 
 class VolumeSpec(Spec):
-    """How a CT volume becomes the stored array: canonical axes → body → spacing → range → int16, in HU.
+    """How a CT volume becomes the stored array: canonical axes → body → range → spacing → int16 HU.
 
     Axes are flipped and permuted until they point right, front and top as nearly as they can; oblique scans
-    stay oblique. The box of the body with its margin is cut out, then each axis is resampled: means over
-    intervals where it is reduced, linear where it is enlarged. Values stay Hounsfield units: windows belong
-    to :class:`VolumeInput`, so that one store serves every window.
+    stay oblique. The box of the body with its margin is cut out (:func:`medvl.specs.body.body_box`), values
+    are brought into the range, then each axis is resampled: means over intervals where it is reduced, linear
+    where it is enlarged. Values stay Hounsfield units: windows belong to :class:`medvl.specs.VolumeInput`, so
+    that one store serves every window.
 
     Args:
         spacing_mm: of the stored voxels along right, front and top; None keeps the scan's own.
         crop: ``"body"`` cuts out the box of the largest body in the scan, ``"none"`` keeps all.
         margin_mm: kept around the body.
-        lowest_hu, highest_hu: values beyond are clipped to them.
+        lowest_hu, highest_hu: values beyond become them, before any mean is taken; what is no number becomes
+            the lowest.
         parts: names of the anatomical parts; a stored volume of parts holds k for part number k from 1.
         version: of the rules above.
     """
@@ -57,73 +67,133 @@ class VolumeSpec(Spec):
     parts: tuple[str, ...] = PARTS["ct"]
     version: Literal[1] = 1
 
+    @model_validator(mode="after")
+    def _ordered(self) -> VolumeSpec:
+        if self.highest_hu <= self.lowest_hu:
+            raise ValueError(f"highest_hu is {self.highest_hu}; it must be above lowest_hu, {self.lowest_hu}")
+        return self
+
     def grid(self, image: Image) -> VolumeGrid:
         """Return where the stored voxels of a volume lie.
+
+        The spacing is exactly that of the spec; the last half voxel that it leaves over is shared between
+        both ends of an axis.
 
         Raises:
             BadAffine: the volume does not say how it lies.
             ConfigError: not one channel of three axes in HU.
         """
-        raise NotImplementedError
+        turned = _turned(image)
+        spacing = turned.spacing_mm or ()
+        box = [(0, size) for size in turned.array.shape[1:]]
+        if self.crop == "body":
+            box = list(body_box(turned.array[0], spacing, margin_mm=self.margin_mm))
+        wanted = self.spacing_mm or spacing
+        shape, change = [], np.eye(4)
+        for axis, ((first, last), edge, goal) in enumerate(zip(box, spacing, wanted, strict=True)):
+            step = goal / edge
+            if abs(step - 1) * (last - first) < SAME:
+                step = 1.0
+            count = max(1, round((last - first) / step))
+            start = first + (last - first - count * step) / 2
+            shape.append(count)
+            change[axis, axis], change[axis, 3] = step, start + (step - 1) / 2  # centres, not edges
+        affine = turned.affine_ras @ change
+        return VolumeGrid((shape[0], shape[1], shape[2]), affine)
 
     def apply(self, image: Image, *, grid: VolumeGrid | None = None) -> Int16[np.ndarray, "x y z"]:
-        """Return the stored array of a volume, on ``grid`` or on :meth:`grid` of the image itself."""
-        raise NotImplementedError
+        """Return the stored array of a volume, on ``grid`` or on :meth:`grid` of the image itself.
+
+        Held at once are the image as it is, the result and a few planes of float32.
+
+        Raises:
+            BadAffine: the volume does not say how it lies.
+            ConfigError: not one channel of three axes in HU, or a grid whose axes are not those of the image.
+        """
+        turned = _turned(image)
+        grid = grid or self.grid(image)
+        change = np.linalg.inv(turned.affine_ras) @ grid.affine_ras
+        steps = np.diagonal(change)[:3]
+        askew = np.abs(change[:3, :3] - np.diag(steps)) * np.array(grid.shape)
+        if steps.min() <= 0 or askew.max() > ASKEW:
+            raise ConfigError(
+                f"the grid is turned against the volume by up to {askew.max():.2g} voxels at its far end.",
+                hint="Use a grid that VolumeSpec.grid made of a volume with the same axes.",
+            )
+        axes = [
+            _axis(pixels, count, step=float(step), centre=float(centre))
+            for pixels, count, step, centre in zip(
+                turned.array.shape[1:], grid.shape, steps, change[:3, 3], strict=True
+            )
+        ]
+        return resampled(turned.array[0], axes, lowest=self.lowest_hu, highest=self.highest_hu)
 
     def apply_parts(self, parts: Image, grid: VolumeGrid) -> UInt8[np.ndarray, "x y z"]:
         """Return a volume of part numbers on ``grid``: the number of the nearest voxel, 0 outside of it.
 
         The numbers may lie on any other grid, of another spacing, orientation or extent.
+
+        Raises:
+            BadAffine: the numbers do not say how they lie.
+            ConfigError: not one channel of three axes, or a number beyond the last part.
         """
-        raise NotImplementedError
+        array = _one_volume(parts)
+        if parts.affine_ras is None:
+            raise BadAffine("the volume of parts does not say how it lies.", hint="Export it again.")
+        low, high = int(array.min()), int(array.max())
+        if not 0 <= low <= high <= len(self.parts):
+            raise ConfigError(
+                f"the volume of parts holds numbers from {low} to {high}; allowed: 0 to {len(self.parts)}, "
+                f"the parts {', '.join(self.parts)}.",
+                hint="Map structures to parts by a label map first.",
+            )
+        return _nearest(array, np.linalg.inv(parts.affine_ras) @ grid.affine_ras, grid.shape)
 
 
-class VolumeInput(Spec):
-    """How the stored volume becomes the model's tensor: crop or resize to a fixed size, windows as channels.
+def _one_volume(image: Image) -> Shaped[np.ndarray, "x y z"]:
+    if image.array.ndim != 4 or image.array.shape[0] != 1:
+        raise ConfigError(
+            f"a volume has 1 channel and 3 axes, got an array of shape {image.array.shape}.",
+            hint="Read a series or a NIfTI file; choose one frame of several.",
+        )
+    return image.array[0]
 
-    A channel holds one window: HU ``c − w/2`` to ``c + w/2`` become 0 to 1, clipped, then mean and
-    deviation are taken off. Voxels outside of the volume are the lowest value and leave the mask.
 
-    Args:
-        size_px: voxels of the tensor along x, y and z.
-        windows: centre and width in HU, one channel each.
-        fit: ``"crop"`` keeps the spacing and takes the middle (in training a random place); ``"resize"`` fits
-            the whole volume into the tensor, its aspect ratio in voxels kept.
-        mean, std: of a channel after its window, one value for all or one each.
-    """
+def _turned(image: Image) -> Image:
+    _one_volume(image)
+    if image.unit is not Unit.HU:
+        raise ConfigError(
+            f"the values of the volume are {image.unit.value}; a volume spec needs HU.",
+            hint="Say so when you read it, if its values are Hounsfield units.",
+        )
+    return canonical(image)
 
-    what: ClassVar[str] = "volume input spec"
-    kind: Literal["volume"] = "volume"
-    size_px: tuple[PositiveInt, PositiveInt, PositiveInt] = (96, 96, 96)
-    windows: tuple[tuple[float, PositiveFloat], ...] = Field(
-        default=((-600.0, 1500.0), (40.0, 400.0)), min_length=1
-    )
-    fit: Literal["crop", "resize"] = "crop"
-    mean: tuple[float, ...] = (0.5,)
-    std: tuple[float, ...] = (0.25,)
 
-    @property
-    def channels(self) -> int:
-        """Channels of the tensor: one a window."""
-        return len(self.windows)
+def _axis(pixels: int, count: int, *, step: float, centre: float) -> Axis:
+    """Return the axis whose first interval has its centre there; what is nearly a voxel grid is one."""
+    if abs(step - 1) * count < SAME:
+        step = 1.0
+    start = centre + (1 - step) / 2  # the first pixel has its centre at 0 and its edge at −1/2
+    if abs(start - round(start)) < SAME:
+        start = float(round(start))
+    return Axis(pixels, count, start, step * count)
 
-    def frame(self, shape: tuple[int, ...]) -> tuple[Float[np.ndarray, " axes"], Float[np.ndarray, " axes"]]:
-        """Return scale and offset of each axis: tensor coordinate = stored coordinate · scale + offset.
 
-        Coordinates count from the edge of the first voxel. :class:`medvl.specs.InputSpec` has the same.
-        """
-        raise NotImplementedError
-
-    def place_box(self, box: Box, shape: tuple[int, ...]) -> Box:
-        """Move a box from voxels of the stored array to voxels of the tensor."""
-        raise NotImplementedError
-
-    def window(self, hu: Shaped[np.ndarray, "x y z"]) -> Float[np.ndarray, "channels x y z"]:
-        """Return the normalised channels of values in HU."""
-        raise NotImplementedError
-
-    def apply(
-        self, stored: Int16[np.ndarray, "x y z"]
-    ) -> tuple[Float[np.ndarray, "channels x y z"], Bool[np.ndarray, "x y z"]]:
-        """Return the model's tensor and the mask of voxels that come from the scan."""
-        raise NotImplementedError
+def _nearest(
+    array: Shaped[np.ndarray, "i j k"], change: Float[np.ndarray, "4 4"], shape: tuple[int, int, int]
+) -> UInt8[np.ndarray, "x y z"]:
+    """Return the value of the voxel nearest to each index of the result, which ``change`` takes there."""
+    result = np.zeros(shape, np.uint8)
+    rest = np.meshgrid(*(np.arange(size, dtype=np.float64) for size in shape[1:]), indexing="ij")
+    plane = [row[1] * rest[0] + row[2] * rest[1] for row in change[:3]]
+    for x in range(shape[0]):  # a plane at a time, so that the places take no more room than that
+        places = [
+            np.floor(each + (row[0] * x + row[3] + 0.5 + EDGE)).astype(np.int32)
+            for each, row in zip(plane, change[:3], strict=True)
+        ]
+        inside = np.ones(shape[1:], bool)
+        for place, size in zip(places, array.shape, strict=True):
+            inside &= (place >= 0) & (place < size)
+        if inside.any():
+            result[x][inside] = array[tuple(place[inside] for place in places)]
+    return result

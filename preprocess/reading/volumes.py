@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
-import nibabel.orientations as turns
 import numpy as np
 from jaxtyping import Shaped
 
-from medvl.errors import BadAffine
 from medvl.images import Image, Unit
+from medvl.specs.orientation import canonical
 
 __all__ = ["canonical", "hu_check"]
 
@@ -23,31 +20,6 @@ LEAST = 0.02
 """Least share of the sample that air, or the body, must have before it is judged."""
 LEAST_SOFT = 0.1
 """Least share of the body that is soft tissue; in fat patients it is a quarter."""
-
-
-def canonical(image: Image) -> Image:
-    """Return the volume with its axes to the right, the front and the top, as nearly as flips can.
-
-    Only flips and permutations: a view of the same voxels, nothing is interpolated.
-
-    Raises:
-        BadAffine: the volume does not say how it lies.
-
-    Examples:
-        >>> las = Image(np.zeros((1, 2, 3, 4)), Unit.HU, affine_ras=np.diag([-1.0, 1.0, 1.0, 1.0]),
-        ...             spacing_mm=(1.0, 1.0, 1.0))
-        >>> canonical(las).affine_ras[0].tolist()
-        [1.0, 0.0, 0.0, -1.0]
-    """
-    if image.affine_ras is None:
-        raise BadAffine("the volume does not say how it lies, so no axis can be called right or left.")
-    turn = turns.io_orientation(image.affine_ras)
-    volume = image.array.shape[1:]
-    moved = np.moveaxis(image.array, 0, -1)  # the channels go last, where the turn leaves them alone
-    array = np.moveaxis(turns.apply_orientation(moved, turn), -1, 0)
-    affine = image.affine_ras @ turns.inv_ornt_aff(turn, volume)
-    spacing = tuple(float(edge) for edge in np.linalg.norm(affine[:3, :3], axis=0))
-    return replace(image, array=array, affine_ras=affine, spacing_mm=spacing)
 
 
 def hu_check(image: Image) -> tuple[str, ...]:
