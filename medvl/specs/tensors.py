@@ -170,6 +170,15 @@ class VolumeInput(Spec):
             ends.append((np.float32((0 - mean) / std), np.float32((1 - mean) / std)))
         return ends
 
+    def fitted(self, part: Int16[np.ndarray, "i j k"]) -> Int16[np.ndarray, "x y z"]:
+        """Return what a tensor shows of a volume, or of a part of it, in HU and without padding."""
+        fitted = self._fitted(part.shape)
+        if fitted == part.shape:
+            return part
+        axes = [Axis(have, take, 0.0, have) for have, take in zip(part.shape, fitted, strict=True)]
+        ends = np.iinfo(np.int16)
+        return resampled(part, axes, lowest=int(ends.min), highest=int(ends.max))
+
     def apply(
         self, stored: Int16[np.ndarray, "x y z"], *, start: Sequence[int] | None = None
     ) -> tuple[Float[np.ndarray, "channels x y z"], Bool[np.ndarray, "x y z"]]:
@@ -180,12 +189,8 @@ class VolumeInput(Spec):
             start: of a crop, as for :meth:`span`.
         """
         first, last = self.span(stored.shape, start=start)
-        part = stored[tuple(map(slice, first, last))]
-        fitted = self._fitted(part.shape)
-        if fitted != part.shape:
-            axes = [Axis(have, take, 0.0, have) for have, take in zip(part.shape, fitted, strict=True)]
-            ends = np.iinfo(np.int16)
-            part = resampled(part, axes, lowest=int(ends.min), highest=int(ends.max))
+        part = self.fitted(stored[tuple(map(slice, first, last))])
+        fitted = part.shape
         tensor = np.empty((self.channels, *self.size_px), np.float32)
         mask = np.zeros(self.size_px, bool)
         inside = tuple(
