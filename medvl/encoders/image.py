@@ -1,4 +1,4 @@
-"""Image encoders by name: pixels to one pooled vector and a grid of region vectors.
+"""Image encoders by name: pixels or voxels to one pooled vector and a grid of region vectors.
 
 Every encoder here treats the rows of a batch alone when it is in eval mode. In training mode those with
 batch normalisation (``norm="batch"``) mix rows through the batch statistics; ``norm="group"`` never does.
@@ -11,6 +11,8 @@ from typing import Any
 
 # Imported for their entries in the catalogue.
 import medvl.encoders.convolutional
+import medvl.encoders.slices
+import medvl.encoders.swin
 import medvl.encoders.vit  # noqa: F401
 from medvl.encoders.efficientnet import IMAGENET_MEAN, IMAGENET_STD
 from medvl.encoders.regions import IMAGE_ENCODERS, ImageTower

@@ -14,6 +14,7 @@ from medvl.errors import ConfigError, nearest
 __all__ = ["LoraOptions", "add_lora", "merge_lora"]
 
 TowerT = TypeVar("TowerT", bound=Tower)
+_CONVOLUTIONS = (nn.Conv2d, nn.Conv3d)
 
 
 class LoraOptions(BaseModel):
@@ -21,7 +22,7 @@ class LoraOptions(BaseModel):
 
     ``dora`` learns the length of each output's weights apart from their direction (DoRA, arXiv 2402.09353):
     ``W' = m · V / ‖V‖`` with ``V = W + (alpha / r) · B A``, the norm over each row and ``m = ‖W‖`` at first.
-    ``targets`` is ``all-linear``, ``all-conv`` (ungrouped 2D convolutions) or name patterns with ``*``, such
+    ``targets`` is ``all-linear``, ``all-conv`` (ungrouped convolutions) or name patterns with ``*``, such
     as ``["*.query", "*.value"]``.
     """
 
@@ -73,9 +74,9 @@ def _targets(encoder: Tower, targets: str | tuple[str, ...]) -> list[str]:
         if _adaptable(module) and not name.startswith(("pooler.", "adaptor."))
     }
     if targets == "all-linear":
-        found = [name for name, module in fitting.items() if not isinstance(module, nn.Conv2d)]
+        found = [name for name, module in fitting.items() if not isinstance(module, _CONVOLUTIONS)]
     elif targets == "all-conv":
-        found = [name for name, module in fitting.items() if isinstance(module, nn.Conv2d)]
+        found = [name for name, module in fitting.items() if isinstance(module, _CONVOLUTIONS)]
     else:
         patterns = (targets,) if isinstance(targets, str) else targets
         found = [name for name in fitting if any(fnmatchcase(name, pattern) for pattern in patterns)]
@@ -91,8 +92,8 @@ def _targets(encoder: Tower, targets: str | tuple[str, ...]) -> list[str]:
 def _adaptable(module: nn.Module) -> bool:
     if isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D":  # GPT-2's linear layer
         return True
-    # Not a subclass of Conv2d: it may pad by itself, and the adapter's own convolution would not.
-    return type(module) is nn.Conv2d and module.groups == 1
+    # Not a subclass: it may pad by itself, and the adapter's own convolution would not.
+    return type(module) in _CONVOLUTIONS and module.groups == 1  # type: ignore[attr-defined]
 
 
 def merge_lora(encoder: TowerT) -> TowerT:

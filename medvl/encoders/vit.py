@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -20,27 +20,37 @@ __all__ = ["VitTower", "vit"]
 
 
 class VitTower(ImageTower):
-    """MONAI's 2D vision transformer; its patches are the regions.
+    """MONAI's vision transformer for films and volumes; its patches are the regions.
 
     ``region_weights`` is the attention of [CLS] to the patches in the last block, mean over heads, over the
     patches that see film, scaled to sum 1 and detached; with mean pooling there is none.
     """
 
     def __init__(
-        self, net: ViT, *, patch_px: int, pooling: str, channels: int, architecture: Mapping[str, Any]
+        self,
+        net: ViT,
+        *,
+        patch_px: tuple[int, ...],
+        pooling: str,
+        channels: int,
+        architecture: Mapping[str, Any],
+        region_layers: Sequence[int] = (),
     ) -> None:
         super().__init__(name="vit", architecture=architecture)
         self.net = net
         self.patch_px = patch_px
+        self.axes = len(patch_px)
         self.pooling = pooling
         self.channels = channels
-        self.width = self.region_width = int(net.norm.normalized_shape[0])
-        self.grid = tuple(side // patch_px for side in architecture["size_px"])
+        self.width = int(net.norm.normalized_shape[0])
+        self.region_layers = tuple(region_layers) or (len(net.blocks),)
+        self.region_width = self.width * len(self.region_layers)
+        self.grid = _grid(architecture["size_px"], patch_px)
 
     def forward(
         self,
-        images: Float[Tensor, "batch channels height width"],
-        image_mask: Bool[Tensor, "batch height width"],
+        images: Float[Tensor, "batch channels *spatial"],
+        image_mask: Bool[Tensor, " batch *spatial"],
         *,
         hidden: Bool[Tensor, "batch patches"] | None = None,
         token: Float[Tensor, " dim"] | None = None,
@@ -50,33 +60,47 @@ class VitTower(ImageTower):
         ``token`` takes the place of ``hidden`` patches, before their positions are added.
         """
         self._check(images)
-        height, width = (int(side) for side in images.shape[-2:])
-        if height % self.patch_px or width % self.patch_px:
+        sides = tuple(int(side) for side in images.shape[2:])
+        if any(side % patch for side, patch in zip(sides, self.patch_px, strict=True)):
             raise ConfigError(
-                f"the images have {height} x {width} pixels; allowed are multiples of {self.patch_px}.",
+                f"the images have {_times(sides)} {'pixels' if self.axes == 2 else 'voxels'}; allowed are "
+                f"multiples of {_times(sorted(set(self.patch_px)) if self._cubic else self.patch_px)}.",
                 hint="Change size_px of the input spec.",
             )
-        grid = (height // self.patch_px, width // self.patch_px)
+        grid = _grid(sides, self.patch_px)
         embedding = self.net.patch_embedding
         tokens = embedding.patch_embeddings(images).flatten(2).transpose(1, 2)
         if hidden is not None and token is not None:
             tokens = torch.where(hidden[..., None], token.to(tokens.dtype), tokens)
         tokens = tokens + self._positions(grid)
         tokens = torch.cat([self.net.cls_token.expand(tokens.shape[0], -1, -1), embedding.dropout(tokens)], 1)
-        for block in self.net.blocks:
+        layers: list[Tensor] = []
+        for number, block in enumerate(self.net.blocks, start=1):
             entering, tokens = tokens, block(tokens)
-        tokens = self.net.norm(tokens)
-        regions, mask = tokens[:, 1:], cover(image_mask, grid)
+            if number in self.region_layers:
+                layers.append(self.net.norm(tokens))
+        # The last layer is one of the regions' as a rule; its norm is computed once then.
+        tokens = layers[-1] if number in self.region_layers else self.net.norm(tokens)
+        regions = (
+            torch.cat([layer[:, 1:] for layer in layers], dim=2) if len(layers) > 1 else layers[0][:, 1:]
+        )
+        mask = cover(image_mask, grid)
         if self.pooling == "mean":
-            return ImageFeatures(masked_mean(regions, mask), regions, grid, mask)
+            return ImageFeatures(masked_mean(tokens[:, 1:], mask), regions, grid, mask)
         return ImageFeatures(tokens[:, 0], regions, grid, mask, self._attention(entering, mask))
 
-    def _positions(self, grid: tuple[int, int]) -> Float[Tensor, "1 patches width"]:
+    @property
+    def _cubic(self) -> bool:
+        return len(set(self.patch_px)) == 1
+
+    def _positions(self, grid: tuple[int, ...]) -> Float[Tensor, "1 patches width"]:
+        """Return the learned positions, resampled where the grid is not the one that they were made for."""
         positions = self.net.patch_embedding.position_embeddings
         if grid == self.grid:
             return positions
         picture = positions.transpose(1, 2).unflatten(2, self.grid)
-        return F.interpolate(picture, grid, mode="bicubic", align_corners=False).flatten(2).transpose(1, 2)
+        mode = "bicubic" if self.axes == 2 else "trilinear"
+        return F.interpolate(picture, grid, mode=mode, align_corners=False).flatten(2).transpose(1, 2)
 
     @torch.no_grad()
     def _attention(
@@ -92,51 +116,79 @@ class VitTower(ImageTower):
         return weights / weights.sum(1, keepdim=True).clamp(min=torch.finfo(weights.dtype).tiny)
 
 
+def _grid(sides: Sequence[int], patch_px: Sequence[int]) -> tuple[int, ...]:
+    return tuple(side // patch for side, patch in zip(sides, patch_px, strict=True))
+
+
+def _times(numbers: Sequence[int]) -> str:
+    return " x ".join(str(number) for number in numbers)
+
+
 @IMAGE_ENCODERS.add("vit")
 @validate_call
 def vit(
     *,
-    channels: Literal[1, 3] = 1,
-    size_px: tuple[PositiveInt, PositiveInt] = (224, 224),
-    patch_px: PositiveInt = 16,
+    channels: PositiveInt = 1,
+    size_px: Sequence[PositiveInt] = (224, 224),
+    patch_px: PositiveInt | Sequence[PositiveInt] = 16,
     width: PositiveInt = 768,
     hidden: PositiveInt = 3072,
     layers: PositiveInt = 12,
     heads: PositiveInt = 12,
     dropout: float = 0.0,
     pooling: Literal["cls", "mean"] = "cls",
+    region_layers: Sequence[PositiveInt] = (),
 ) -> VitTower:
     """Return a vision transformer (Dosovitskiy et al. 2021), ViT-B/16 by default.
 
     Args:
-        channels: 1 or 3.
-        size_px: height and width it is made for; other multiples of the patch get interpolated positions.
-        patch_px: side of a patch; the regions have this stride.
+        channels: 1 or 3 of a film, one a window of a volume.
+        size_px: height and width, or x, y and z, that it is made for; other multiples of the patch get
+            interpolated positions.
+        patch_px: side of a patch, or one number an axis; the regions have this stride.
         width: of the transformer, a multiple of ``heads``.
         hidden: width of its feed-forward layers.
         layers: transformer blocks.
         heads: attention heads.
         dropout: after embedding, attention and MLP.
         pooling: ``cls`` or ``mean``.
+        region_layers: blocks, from 1 and ascending, whose tokens are put side by side as the regions, each
+            under the last norm, as fVLM (arXiv 2501.14548) shows its organ queries several layers; none is
+            the last block alone. Regions are then as many times wider.
 
     Raises:
-        ConfigError: ``size_px`` is no multiple of ``patch_px``, or ``width`` none of ``heads``.
+        ConfigError: ``size_px`` is no multiple of ``patch_px``, ``width`` none of ``heads``, or a region
+            layer is not there.
+
+    Examples:
+        >>> tower = vit(size_px=(32, 32, 16), patch_px=(16, 16, 8), width=24, hidden=48, layers=2, heads=2)
+        >>> tower.axes, tower.grid
+        (3, (2, 2, 2))
     """
-    if any(side % patch_px for side in size_px):
-        raise ConfigError(f"size_px is {tuple(size_px)}; allowed are multiples of patch_px, {patch_px}.")
+    axes = len(size_px)
+    if axes not in (2, 3):
+        raise ConfigError(f"size_px is {tuple(size_px)}; allowed are 2 numbers for films, 3 for volumes.")
+    patches = (patch_px,) * axes if isinstance(patch_px, int) else tuple(patch_px)
+    if len(patches) != axes or any(side % patch for side, patch in zip(size_px, patches, strict=False)):
+        shown = patch_px if isinstance(patch_px, int) else patches
+        raise ConfigError(f"size_px is {tuple(size_px)}; allowed are multiples of patch_px, {shown}.")
     if width % heads:
         raise ConfigError(f"width is {width}; allowed are multiples of heads, {heads}.")
+    if list(region_layers) != sorted(set(region_layers)) or max(region_layers, default=1) > layers:
+        raise ConfigError(
+            f"region_layers is {list(region_layers)}; allowed are ascending numbers from 1 to {layers}."
+        )
     net = ViT(
         channels,
         size_px,
-        patch_px,
+        patches,
         hidden_size=width,
         mlp_dim=hidden,
         num_layers=layers,
         num_heads=heads,
         classification=True,
         dropout_rate=dropout,
-        spatial_dims=2,
+        spatial_dims=axes,
         qkv_bias=True,
     )
     del net.classification_head
@@ -146,15 +198,23 @@ def vit(
         # MONAI's fused attention drops out in eval mode too, so it is only for nets without dropout.
         block.attn.use_flash_attention = dropout == 0
         del block.norm_cross_attn  # never used, and a parameter without a gradient stops distributed training
-    options = {
+    options: dict[str, Any] = {
         "channels": channels,
         "size_px": list(size_px),
-        "patch_px": patch_px,
+        "patch_px": patch_px if isinstance(patch_px, int) else list(patches),
         "width": width,
         "hidden": hidden,
         "layers": layers,
         "heads": heads,
         "dropout": dropout,
         "pooling": pooling,
+        "region_layers": list(region_layers),
     }
-    return VitTower(net, patch_px=patch_px, pooling=pooling, channels=channels, architecture=options)
+    return VitTower(
+        net,
+        patch_px=patches,
+        pooling=pooling,
+        channels=channels,
+        architecture=options,
+        region_layers=region_layers,
+    )
