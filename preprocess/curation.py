@@ -34,6 +34,7 @@ from medvl.store import (
     index_bytes,
     index_digest,
     new_folder,
+    read_parts_payload,
     read_payload,
     write_atomic,
     write_payloads,
@@ -175,7 +176,10 @@ def _copy(
     placed: list[Record] = []
     for number, first in enumerate(range(0, len(records), most), first_shard):
         some = records[first : first + most]
-        samples = ((record, read_payload(store.path / "shards", record)) for record in some)
+        shards = store.path / "shards"
+        samples = (
+            (record, read_payload(shards, record), read_parts_payload(shards, record)) for record in some
+        )
         placed += write_payloads(path / "shards" / f"{number:06d}.tar", samples)
         if progress is not None:
             progress(len(placed), len(records), "copying records")

@@ -97,7 +97,7 @@ def test_a_payload_of_another_shape_than_its_record_is_refused():
         decode(payload, "npy.b2", shape=(4, 3), dtype="uint8")
     with pytest.raises(StoreError, match="its record says int8"):
         decode(payload, "npy.b2", shape=(3, 4), dtype="int8")
-    with pytest.raises(StoreError, match=r"coded as 'jp2'; this version reads npy\.b2, jpg, png"):
+    with pytest.raises(StoreError, match=r"coded as 'jp2'; this version reads npy\.b2, vol\.b2, jpg, png"):
         decode(payload, "jp2")
     with pytest.raises(StoreError, match="not the 8-bit grey jpg of its record"):
         decode(payload, "jpg")

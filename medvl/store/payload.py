@@ -1,4 +1,4 @@
-"""How the pixels of one record are coded: a packed array, or the codestream of its own source."""
+"""How the pixels of one record are coded: a packed array, a volume, or the codestream of its own source."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from PIL import Image as Pillow
 
 from medvl.errors import StoreError
 from medvl.store.schema import AGAIN
+from medvl.store.volumes import VOLUME, unpack_volume
 
 __all__ = ["CODESTREAMS", "PACKED", "decode", "original_payload", "pack", "pixel_hash", "unpack"]
 
@@ -136,10 +137,10 @@ def decode(
 
     Args:
         payload: the bytes of the member.
-        kind: ``"npy.b2"``, ``"jpg"`` or ``"png"``.
+        kind: ``"npy.b2"``, ``"vol.b2"``, ``"jpg"`` or ``"png"``.
         shape: what the record promises, or None; anything else is refused before it takes memory.
         dtype: likewise.
-        room: see :func:`unpack`; a codestream takes new memory.
+        room: see :func:`unpack`; a codestream and a volume take new memory.
 
     Raises:
         StoreError: an unknown kind, a damaged payload, or one of another shape or type than promised.
@@ -149,13 +150,13 @@ def decode(
         if shape is not None and dtype is not None:
             most = math.prod(shape) * np.dtype(dtype).itemsize
         array = unpack(payload, most_bytes=most, room=room)
+    elif kind == VOLUME:
+        array = unpack_volume(payload, shape=shape, dtype=dtype)
     elif kind in CODESTREAMS:
         array = _decode_grey(payload, kind, shape)
     else:
-        raise StoreError(
-            f"a payload is coded as {kind!r}; this version reads {', '.join((PACKED, *CODESTREAMS))}.",
-            hint="Update medvl.",
-        )
+        known = ", ".join((PACKED, VOLUME, *CODESTREAMS))
+        raise StoreError(f"a payload is coded as {kind!r}; this version reads {known}.", hint="Update medvl.")
     if (shape is not None and array.shape != shape) or (dtype is not None and array.dtype != dtype):
         raise StoreError(
             f"a payload holds {array.dtype} {array.shape}; its record says {dtype} {shape}.", hint=AGAIN

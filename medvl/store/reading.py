@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from jaxtyping import Bool, Shaped, UInt8
+from jaxtyping import Bool, Int16, Shaped, UInt8
 
 from medvl.errors import StoreError, UsageError
 from medvl.records import Record
-from medvl.specs import PixelSpec, ReportSpec
+from medvl.specs import PixelSpec, ReportSpec, VolumeSpec
 from medvl.store.schema import AGAIN, FORMAT, INDEX_SCHEMA, finding_states, row_record
-from medvl.store.shards import read_pixels
+from medvl.store.shards import read_pixels, read_volume
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -53,9 +53,10 @@ class Store:
         return self.table.num_rows
 
     @property
-    def pixel_spec(self) -> PixelSpec:
+    def pixel_spec(self) -> PixelSpec | VolumeSpec:
         """The spec that made the stored arrays."""
-        return PixelSpec.from_json(self._spec("pixels"))
+        values = self._spec("pixels")
+        return (VolumeSpec if values.get("kind") == "volume" else PixelSpec).from_json(values)
 
     @property
     def report_spec(self) -> ReportSpec:
@@ -166,6 +167,33 @@ class Store:
             StoreError: the shard is missing, the payload is cut short, or its checksum differs.
         """
         return read_pixels(self._shards, record, room=room)
+
+    def patch(self, record: Record, start: Sequence[int], stop: Sequence[int]) -> Int16[np.ndarray, "x y z"]:
+        """Read a part of a stored volume; only the chunks that it touches are read and decompressed.
+
+        Args:
+            record: of a volume of this store.
+            start: first voxel along each axis.
+            stop: last voxel along each axis, exclusive.
+
+        Raises:
+            UsageError: the record is no volume, or the patch is empty or leaves it.
+            StoreError: the shard is missing, or a chunk of the patch is damaged.
+        """
+        return read_volume(self._shards, record, start=start, stop=stop)
+
+    def parts(
+        self, record: Record, start: Sequence[int] | None = None, stop: Sequence[int] | None = None
+    ) -> UInt8[np.ndarray, "x y z"] | None:
+        """Read the numbers of the parts, of a patch or of the whole volume; None where they are not known.
+
+        Raises:
+            UsageError: the patch is empty or leaves the volume.
+            StoreError: as for :meth:`patch`.
+        """
+        if not record.parts_size:
+            return None
+        return read_volume(self._shards, record, start=start, stop=stop, parts=True)
 
     def __iter__(self) -> Iterator[tuple[Record, Shaped[np.ndarray, "..."]]]:
         """Iterate over records and their arrays."""

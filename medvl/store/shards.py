@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import io
 import json
@@ -10,27 +11,39 @@ import os
 import re
 import tarfile
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
 from jaxtyping import Shaped, UInt8
 
-from medvl.errors import StoreError
+from medvl.errors import StoreError, UsageError
 from medvl.records import Record
 from medvl.store.files import write_atomic
 from medvl.store.payload import PACKED, decode, pack
 from medvl.store.schema import AGAIN
+from medvl.store.volumes import VOLUME, pack_volume, read_patch
 
-__all__ = ["Sample", "read_payload", "read_pixels", "write_payloads", "write_shard"]
+__all__ = [
+    "Sample",
+    "read_parts_payload",
+    "read_payload",
+    "read_pixels",
+    "read_volume",
+    "write_payloads",
+    "write_shard",
+]
 
 Sample: TypeAlias = (
-    tuple[Record, Shaped[np.ndarray, "..."]] | tuple[Record, Shaped[np.ndarray, "..."], bytes, str]
+    tuple[Record, Shaped[np.ndarray, "..."]]
+    | tuple[Record, Shaped[np.ndarray, "x y z"], UInt8[np.ndarray, "x y z"] | None]
+    | tuple[Record, Shaped[np.ndarray, "..."], bytes, str]
 )
-"""A record and its array; or both, the codestream of the source and its kind."""
+"""A record and its array; a volume with the volume of its parts or None, both stored in chunks; or a record,
+its array, the codestream of the source and its kind."""
 
-_PLACE = ("shard", "offset", "size", "crc32")
+_PLACE = ("shard", "offset", "size", "crc32", "parts_offset", "parts_size", "parts_crc32")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _ID = re.compile(r"[A-Za-z0-9]+")
 _SHARD = re.compile(r"[A-Za-z0-9_-]+\.tar")
@@ -45,16 +58,26 @@ def write_shard(path: Path, samples: Iterable[Sample]) -> list[Record]:
     Raises:
         StoreError: see :func:`write_payloads`.
     """
-    return write_payloads(path, (_coded(*sample) for sample in samples))
+    return write_payloads(path, (_coded(sample) for sample in samples))
 
 
-def _coded(
-    record: Record, array: Shaped[np.ndarray, "..."], original: bytes = b"", kind: str = PACKED
-) -> tuple[Record, bytes]:
+def _coded(sample: Sample) -> tuple[Record, bytes, bytes]:
+    if len(sample) == 3:
+        record, volume, parts = sample
+        if parts is not None and parts.shape != volume.shape:
+            raise StoreError(
+                f"record {record.record_id} has {volume.shape} voxels and parts of {parts.shape}.",
+                hint="Bring the parts onto the grid of the volume (VolumeSpec.apply_parts).",
+            )
+        chunked = pack_volume(volume), b"" if parts is None else pack_volume(parts)
+        return dataclasses.replace(record, payload=VOLUME), *chunked
+    record, array = sample[0], sample[1]
     packed = pack(array)
-    if kind != PACKED and len(original) < len(packed) and _same(original, kind, array):
-        return dataclasses.replace(record, payload=kind), original
-    return dataclasses.replace(record, payload=PACKED), packed
+    if len(sample) == 4:
+        original, kind = sample[2], sample[3]
+        if kind != PACKED and len(original) < len(packed) and _same(original, kind, array):
+            return dataclasses.replace(record, payload=kind), original, b""
+    return dataclasses.replace(record, payload=PACKED), packed, b""
 
 
 def _same(original: bytes, kind: str, array: Shaped[np.ndarray, "..."]) -> bool:
@@ -64,8 +87,10 @@ def _same(original: bytes, kind: str, array: Shaped[np.ndarray, "..."]) -> bool:
         return False
 
 
-def write_payloads(path: Path, samples: Iterable[tuple[Record, bytes]]) -> list[Record]:
+def write_payloads(path: Path, samples: Iterable[tuple[Record, bytes, bytes]]) -> list[Record]:
     """Write one shard of payloads that are coded already, as ``record.payload`` says.
+
+    A sample is a record, its payload, and that of its parts: b"" where it has none.
 
     The bytes depend on the samples alone: members have no time, owner or mode of their own. A lone
     surrogate, which no file can hold, becomes U+FFFD in its place, so every span still fits.
@@ -76,15 +101,23 @@ def write_payloads(path: Path, samples: Iterable[tuple[Record, bytes]]) -> list[
     stream = io.BytesIO()
     placed: list[Record] = []
     with tarfile.open(fileobj=stream, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-        for given, payload in samples:
+        for given, payload, parts in samples:
             record = _writable(given)
             offset = _add(tar, f"{record.record_id}.{record.payload}", payload)
+            parts_offset = _add(tar, f"{record.record_id}.parts.{VOLUME}", parts) if parts else 0
             _add(tar, f"{record.record_id}.txt", "\n".join(record.retrieval).encode())
             about = {k: v for k, v in dataclasses.asdict(record).items() if k not in _PLACE}
             _add(tar, f"{record.record_id}.json", json.dumps(about, sort_keys=True).encode())
             placed.append(
                 dataclasses.replace(
-                    record, shard=path.name, offset=offset, size=len(payload), crc32=zlib.crc32(payload)
+                    record,
+                    shard=path.name,
+                    offset=offset,
+                    size=len(payload),
+                    crc32=zlib.crc32(payload),
+                    parts_offset=parts_offset,
+                    parts_size=len(parts),
+                    parts_crc32=zlib.crc32(parts),
                 )
             )
     write_atomic(path, stream.getvalue())
@@ -94,10 +127,11 @@ def write_payloads(path: Path, samples: Iterable[tuple[Record, bytes]]) -> list[
 def _writable(record: Record) -> Record:
     if not _ID.fullmatch(record.record_id):  # WebDataset cuts a key at its first dot
         raise StoreError(f"the record id {record.record_id!r} is not made of letters and digits alone.")
-    numbers = [*(record.spacing_mm or ()), *(v for b in record.boxes for v in (b.x0, b.y0, b.x1, b.y1))]
+    sides = (v for b in record.boxes for v in (b.x0, b.y0, b.z0, b.x1, b.y1, b.z1) if v is not None)
+    numbers = [*(record.spacing_mm or ()), *record.affine_ras, *sides]
     if not all(math.isfinite(value) for value in numbers):
         raise StoreError(
-            f"record {record.record_id} has a spacing or a box that is not finite: {numbers}.",
+            f"record {record.record_id} has a spacing, an affine or a box that is not finite: {numbers}.",
             hint="Correct the header or the box table.",
         )
 
@@ -132,6 +166,64 @@ def read_payload(shards: Path, record: Record) -> bytes:
     Raises:
         StoreError: the shard is missing, the payload is cut short, or its checksum differs.
     """
+    with _opened(shards, record) as shard:
+        payload = os.pread(shard, record.size, record.offset)
+    _check(record, payload, record.size, record.crc32)
+    return payload
+
+
+def read_parts_payload(shards: Path, record: Record) -> bytes:
+    """Read the bytes of the parts of one record; b"" where it has none.
+
+    Raises:
+        StoreError: as for :func:`read_payload`.
+    """
+    if not record.parts_size:
+        return b""
+    with _opened(shards, record) as shard:
+        payload = os.pread(shard, record.parts_size, record.parts_offset)
+    _check(record, payload, record.parts_size, record.parts_crc32)
+    return payload
+
+
+def read_volume(
+    shards: Path,
+    record: Record,
+    *,
+    start: Sequence[int] | None = None,
+    stop: Sequence[int] | None = None,
+    parts: bool = False,
+) -> Shaped[np.ndarray, "x y z"]:
+    """Read a patch of a stored volume, or of its parts, without the rest of it.
+
+    Args:
+        shards: the folder.
+        record: of a volume.
+        start: first voxel along each axis; the first of all if None.
+        stop: last voxel, exclusive; the end if None.
+        parts: read the volume of parts instead.
+
+    Raises:
+        UsageError: the record is no volume or has no parts, or the patch leaves the volume.
+        StoreError: the shard is missing, or a chunk of the patch is damaged.
+    """
+    offset, size = (record.parts_offset, record.parts_size) if parts else (record.offset, record.size)
+    if record.payload != VOLUME or not size:
+        what = "no volume of parts" if parts else f"a payload of kind {record.payload!r}, no volume"
+        raise UsageError(f"record {record.record_id} has {what}.", hint="Read it with Store.pixels.")
+    with _opened(shards, record) as shard:
+        return read_patch(
+            lambda first, count: os.pread(shard, count, offset + first),
+            size,
+            shape=record.shape,
+            dtype="uint8" if parts else record.dtype,
+            start=start,
+            stop=stop,
+        )
+
+
+@contextlib.contextmanager
+def _opened(shards: Path, record: Record) -> Iterator[int]:
     if not _SHARD.fullmatch(record.shard):
         raise StoreError(f"{record.shard!r} is not the name of a shard.", hint=AGAIN)
     try:
@@ -139,16 +231,18 @@ def read_payload(shards: Path, record: Record) -> bytes:
     except FileNotFoundError as error:
         raise StoreError(f"shard {record.shard} is missing.", hint=AGAIN) from error
     try:
-        payload = os.pread(shard, record.size, record.offset)
+        yield shard
     finally:
         os.close(shard)
-    if len(payload) != record.size or zlib.crc32(payload) != record.crc32:
+
+
+def _check(record: Record, payload: bytes, size: int, crc32: int) -> None:
+    if len(payload) != size or zlib.crc32(payload) != crc32:
         raise StoreError(
             f"record {record.record_id} in shard {record.shard} is damaged: {len(payload)} of "
-            f"{record.size} bytes, checksum {zlib.crc32(payload)} instead of {record.crc32}.",
+            f"{size} bytes, checksum {zlib.crc32(payload)} instead of {crc32}.",
             hint=AGAIN,
         )
-    return payload
 
 
 def read_pixels(
