@@ -7,13 +7,14 @@ from dataclasses import replace
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, UInt8
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from medvl.encoders.image import ImageTower, build_image_encoder, rebuild_image_encoder
 from medvl.encoders.lora import LoraOptions, add_lora
 from medvl.encoders.pooling import AttentionPool
+from medvl.encoders.regions import part_cover
 from medvl.encoders.text import TextTower, build_text_encoder, rebuild_text_encoder
 from medvl.encoders.tower import TrainPolicy
 from medvl.errors import ConfigError
@@ -173,13 +174,24 @@ class AlignmentModel(nn.Module):
         image_mask: Bool[Tensor, " batch *spatial"],
         *,
         parts: bool = True,
+        voxel_parts: UInt8[Tensor, " batch *spatial"] | None = None,
+        body_parts: int = 0,
     ) -> ImageFeatures:
         """Return the features of :meth:`encode_image` before what depends on the rest of the batch.
 
         Without ``parts`` the first region stands for all of them: a loss of pooled vectors reads none, and
         need not keep or send them.
+
+        Args:
+            images, image_mask: as in :class:`medvl.features.Batch`.
+            parts: whether regions are read.
+            voxel_parts: number of the anatomical part of each voxel; fills ``region_parts``.
+            body_parts: how many anatomical parts are counted.
         """
         features = self.image_encoder(images, image_mask)
+        if parts and voxel_parts is not None:
+            seen = part_cover(voxel_parts, features.region_grid, parts=body_parts)
+            features = replace(features, region_parts=seen & features.region_mask[..., None])
         pooled = features.pooled
         if self.image_pool is not None:
             pooled = self.image_pool(features.regions, features.region_mask)

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Float32, Int, UInt8
+from jaxtyping import Bool, Float, Float32, Int, Int16, Shaped
 from pydantic import BaseModel, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -33,7 +33,8 @@ from medvl.alignment import AlignmentModel, ModelConfig, ProjectionConfig, Tower
 from medvl.config import parse_json
 from medvl.encoders.lora import LoraOptions
 from medvl.errors import CheckpointError, ConfigError, IntegrityError, nearest
-from medvl.specs import InputSpec, PixelSpec, ReportSpec, Spec, fold
+from medvl.sliding import Whole, whole_volume
+from medvl.specs import InputSpec, PixelSpec, ReportSpec, Spec, VolumeInput, VolumeSpec, fold
 from medvl.store import file_sha256, write_atomic
 from medvl.tokens import ReportTokeniser
 
@@ -47,7 +48,12 @@ WEIGHTS = "models/model.safetensors"
 MANIFEST = "configs/manifest.json"
 FILES = (CONFIG, SPECS, TOKENIZER, WEIGHTS)
 _PICKLES = {".pt", ".pth", ".pkl", ".pickle", ".bin", ".ckpt", ".joblib", ".npy", ".npz"}
-_SPECS: dict[str, type[Spec]] = {"pixels": PixelSpec, "input": InputSpec, "report": ReportSpec}
+_SPECS: dict[str, dict[str, type[Spec]]] = {
+    "pixels": {"film": PixelSpec, "volume": VolumeSpec},
+    "input": {"film": InputSpec, "volume": VolumeInput},
+    "report": {"film": ReportSpec},
+}
+"""The specs of a model by the ``kind`` that they state; those of films state none."""
 _DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "I64": torch.int64, "BOOL": torch.bool}
 _PARTS: dict[str, type[BaseModel]] = {"lora": LoraOptions, "projection": ProjectionConfig}
 _COUNTS = {"layers", "blocks", "num_hidden_layers", "n_layers", "n_layer"}
@@ -64,8 +70,8 @@ class LoadedModel:
     """
 
     model: AlignmentModel
-    pixels: PixelSpec
-    input: InputSpec
+    pixels: PixelSpec | VolumeSpec
+    input: InputSpec | VolumeInput
     report: ReportSpec
     tokeniser: ReportTokeniser
 
@@ -97,13 +103,23 @@ class LoadedModel:
         return state.hexdigest()
 
     def image_tensors(
-        self, arrays: Sequence[UInt8[np.ndarray, "_ _"]]
-    ) -> tuple[Float[Tensor, "batch channels rows columns"], Bool[Tensor, " batch rows columns"]]:
-        """Return the model's input for stored arrays, on its device."""
+        self, arrays: Sequence[Shaped[np.ndarray, "..."]]
+    ) -> tuple[Float[Tensor, "batch channels *spatial"], Bool[Tensor, " batch *spatial"]]:
+        """Return the model's input for stored arrays, on its device; of a volume that is larger, its middle."""
         pairs = [self.input.apply(array) for array in arrays]
         images = torch.from_numpy(np.stack([image for image, _ in pairs]))
         masks = torch.from_numpy(np.stack([mask for _, mask in pairs]))
         return images.to(self.device), masks.to(self.device)
+
+    def whole(self, volume: Int16[np.ndarray, "x y z"]) -> Whole:
+        """Return what the model says of a stored volume, by sliding windows where it is larger than a tensor.
+
+        Raises:
+            ConfigError: the model is one of films.
+        """
+        if not isinstance(self.input, VolumeInput):
+            raise ConfigError("this model reads films; a volume was given.", hint="Load a model of volumes.")
+        return whole_volume(self.model.encode_image, self.input, volume, device=self.device)
 
     def text_tensors(
         self, texts: Sequence[str | Sequence[str]]
@@ -115,14 +131,17 @@ class LoadedModel:
 
     @torch.inference_mode()
     def embed_images(
-        self, arrays: Sequence[UInt8[np.ndarray, "_ _"]], *, batch_size: int = 32
+        self, arrays: Sequence[Shaped[np.ndarray, "..."]], *, batch_size: int = 32
     ) -> Float32[np.ndarray, "images dim"]:
         """Return one unit vector per stored array.
 
         Args:
             arrays: as ``pixels.apply`` makes them and the store keeps them; sizes may differ.
-            batch_size: images at once; the result depends on it by rounding alone.
+            batch_size: films at once; the result depends on it by rounding alone. Volumes come one by one,
+                in as many windows as they need.
         """
+        if isinstance(self.input, VolumeInput):
+            return self._unit([torch.from_numpy(self.whole(array).pooled)[None] for array in arrays])
         parts = [
             self.model.encode_image(*self.image_tensors(chunk)).pooled
             for chunk in _chunks(arrays, batch_size)
@@ -302,7 +321,14 @@ def _parse_specs(values: dict[str, Any], error: type[IntegrityError]) -> dict[st
     for key in _SPECS:
         if not isinstance(values.get(key), dict):
             raise error(f"specs.json lacks the object '{key}'.")
-    return {key: spec.from_json(values[key]) for key, spec in _SPECS.items()}
+    return {key: _SPECS[key][_kind(key, values[key], error)].from_json(values[key]) for key in _SPECS}
+
+
+def _kind(key: str, values: dict[str, Any], error: type[IntegrityError]) -> str:
+    kind = values.get("kind", "film")
+    if kind not in _SPECS[key]:
+        raise error(f"specs.json: {key}.kind is {kind!r}.", hint=nearest(str(kind), _SPECS[key]))
+    return str(kind)
 
 
 def _read_weights(path: Path, config: ModelConfig, error: type[IntegrityError]) -> AlignmentModel:

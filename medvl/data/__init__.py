@@ -1,6 +1,6 @@
 """Record store to batches: pairs, augmentation, positives, and an order that can resume anywhere."""
 
-from medvl.data.augment import Augment
+from medvl.data.augment import Augment, VolumeAugment
 from medvl.data.dataset import PairDataset, label_names
 from medvl.data.draft import Draft, Pair
 from medvl.data.loader import BatchOrder, BatchStream, in_order
@@ -14,6 +14,7 @@ __all__ = [
     "Pair",
     "PairDataset",
     "PositivesMode",
+    "VolumeAugment",
     "finding_similarity",
     "in_order",
     "label_names",

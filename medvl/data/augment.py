@@ -1,4 +1,4 @@
-"""Small random changes of a radiograph that a radiologist would call the same film.
+"""Small random changes of a film or a volume that a radiologist would call the same picture.
 
 No flip is offered: it would move the heart and the words "left" and "right" would lie.
 """
@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Shaped, UInt8
 from torch import Tensor
 
-__all__ = ["Augment", "draw"]
+__all__ = ["Augment", "Motion", "VolumeAugment", "draw"]
 
 
 def draw(*key: int | str) -> np.random.Generator:
@@ -102,3 +102,71 @@ class Augment:
         both = torch.stack([pixels, inside.float()], 1)
         moved = F.grid_sample(both, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
         return moved[:, 0], moved[:, 1] > 0.5
+
+
+@dataclass(frozen=True)
+class Motion:
+    """Where a tensor of a volume looks: coordinate p of the tensor shows ``matrix @ (p − c) + c + shift``.
+
+    Attributes:
+        matrix: of rotation and zoom; z mixes with no other axis.
+        shift: in voxels.
+        still: whether nothing moves.
+    """
+
+    matrix: Float[np.ndarray, "3 3"]
+    shift: Float[np.ndarray, "3"]
+    still: bool
+
+
+@dataclass(frozen=True)
+class VolumeAugment:
+    """Rotation about z, shift, zoom, and the gain, offset and noise of a scanner, each uniform in ± its size.
+
+    Values change in HU, before any window: ``v`` becomes ``(1 + g)·v + o + σ ε`` with ε standard normal.
+
+    Args:
+        rotate_deg: largest angle about the long axis of the body, in degrees.
+        shift: largest shift, as a share of each axis of the tensor.
+        zoom: largest change of scale, as a share.
+        gain: largest g.
+        offset_hu: largest o.
+        noise_hu: largest σ, itself drawn from 0 to this.
+
+    Examples:
+        >>> still = VolumeAugment(rotate_deg=0, shift=0, zoom=0, gain=0, offset_hu=10, noise_hu=0)
+        >>> still.motion((8, 8, 8), draw(0)).still
+        True
+    """
+
+    rotate_deg: float = 5.0
+    shift: float = 0.05
+    zoom: float = 0.1
+    gain: float = 0.02
+    offset_hu: float = 20.0
+    noise_hu: float = 20.0
+
+    def motion(self, size_px: Sequence[int], stream: np.random.Generator) -> Motion:
+        """Draw how a tensor of ``size_px`` voxels moves over the volume."""
+        angle, scale, *shift = stream.uniform(-1, 1, 5)
+        turn, factor = np.deg2rad(self.rotate_deg * angle), 1 / (1 + self.zoom * scale)
+        matrix = factor * np.array(
+            [[np.cos(turn), -np.sin(turn), 0.0], [np.sin(turn), np.cos(turn), 0.0], [0.0, 0.0, 1.0]]
+        )
+        still = not (self.rotate_deg or self.shift or self.zoom)
+        return Motion(matrix, self.shift * np.array(shift) * np.asarray(size_px), still)
+
+    def values(
+        self, hu: Float[np.ndarray, "x y z"], stream: np.random.Generator
+    ) -> Float[np.ndarray, "x y z"]:
+        """Return the values as another scan would have them, in place where it can."""
+        gain, offset, grain = stream.uniform(-1, 1, 3)
+        if self.gain:
+            hu *= np.float32(1 + self.gain * gain)
+        if self.offset_hu:
+            hu += np.float32(self.offset_hu * offset)
+        if self.noise_hu:
+            noise = stream.standard_normal(hu.shape, dtype=np.float32)
+            noise *= np.float32(self.noise_hu * (0.5 + 0.5 * grain))
+            hu += noise
+        return hu

@@ -11,16 +11,18 @@ from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Int
 from torch.utils.data import Dataset
 
-from medvl.data.augment import Augment, draw
+from medvl.data.augment import Augment, VolumeAugment, draw
 from medvl.data.draft import Draft, Embed, Encode, Key, Pair, Parts
+from medvl.data.pictures import Films, Pictures, Pixels
 from medvl.data.views import Look, two_images, two_texts
-from medvl.errors import UsageError
+from medvl.data.volumes import Volumes
+from medvl.errors import ConfigError, UsageError
 from medvl.features import Batch
 from medvl.records import IS_PRESENT, Record, Report
-from medvl.specs import InputSpec
+from medvl.specs import InputSpec, VolumeInput, VolumeSpec
 from medvl.splits import SPLITS, split_of
 from medvl.store import Store
 
@@ -28,15 +30,13 @@ __all__ = ["PairDataset", "integer_key", "label_names"]
 
 log = logging.getLogger(__name__)
 
-_ROOM = 2**20
-"""Bytes of the memory that stored arrays are read into again and again; larger ones take their own."""
-
 
 class PairDataset(Dataset[Pair]):
     """Images of one split with the sentences of their reports.
 
     Records without a sentence in ``view`` and records whose geometry was rejected are left out and
-    counted in ``skipped``. The letterboxed 8-bit pictures are held in memory when they fit into ``cache_mb``.
+    counted in ``skipped``. Pictures are held in memory when they fit into ``cache_mb``: films letterboxed in
+    8 bits (:class:`medvl.data.pictures.Films`), volumes in HU (:class:`medvl.data.volumes.Volumes`).
     A sample is a function of ``(seed, epoch, record)``: neither the order of reading nor the number of
     workers changes it.
 
@@ -48,10 +48,12 @@ class PairDataset(Dataset[Pair]):
     Args:
         store: an open store.
         split: ``"train"``, ``"val"`` or ``"test"``.
-        input: how a stored array becomes the tensor.
+        input: how a stored array becomes the tensor; its kind says whether the store holds films or volumes.
         view: which sentences are read, ``"retrieval"``, ``"generation"`` or ``"rewritten"``. A record that
             was not rewritten has no text in the last one, whatever the other two hold.
-        augment: random changes of the picture; None for none.
+        augment: random changes of the picture, of the kind that fits ``input``; None for none.
+        place: which part of a volume larger than the tensor is shown where ``input`` crops: the middle, or
+            one at random, another each epoch. Films are shown whole.
         order: ``"report"`` keeps the order of the sentences, ``"shuffled"`` draws another one each epoch.
         most: sentences of a report that are read at a time, drawn anew each epoch; None for all. A sentence
             is drawn with a weight of 1 / number of reports that say it, figures aside: what everybody's
@@ -60,10 +62,12 @@ class PairDataset(Dataset[Pair]):
         split_seed: splits patients anew with :func:`medvl.splits.split_of`; None keeps the store's splits.
         cache_mb: memory for pictures, in MiB.
         views: images and texts of each study in a batch, 1 or 2.
-        parts: fills ``sentence_parts`` of a batch; None leaves it out.
+        parts: fills ``sentence_parts`` of a batch, and ``voxel_parts`` where records have them; None leaves
+            both out.
         bank: fills ``bank`` of a batch; called once, with all reports of the split. None leaves it out.
 
     Raises:
+        ConfigError: ``input`` is for films and the store holds volumes, or the other way round.
         UsageError: an unknown split, another number of views, or nothing to read in the split.
     """
 
@@ -72,9 +76,10 @@ class PairDataset(Dataset[Pair]):
         store: Store,
         split: str,
         *,
-        input: InputSpec,
+        input: InputSpec | VolumeInput,
         view: Literal["retrieval", "generation", "rewritten"] = "retrieval",
-        augment: Augment | None = None,
+        augment: Augment | VolumeAugment | None = None,
+        place: Literal["middle", "random"] = "middle",
         order: Literal["report", "shuffled"] = "report",
         most: int | None = None,
         seed: int = 0,
@@ -90,7 +95,7 @@ class PairDataset(Dataset[Pair]):
             raise UsageError(f"a batch cannot have {views} views of a study.", hint="Allowed: 1, 2.")
         self.store, self.split, self.input, self.view = store, split, input, view
         self.views, self.parts = views, parts
-        self.augment, self.order, self.most, self.seed = augment, order, most, seed
+        self.order, self.most, self.seed = order, most, seed
         chosen = [
             record
             for record in store.records
@@ -118,15 +123,15 @@ class PairDataset(Dataset[Pair]):
         for row, study in enumerate(self.study.tolist() if views == 2 else range(len(self.records))):
             by_study.setdefault(study, []).append(row)
         self._items = list(by_study.values())
-        self._canvas: UInt8[np.ndarray, "records rows columns"] | None = None
-        self._mask: Bool[np.ndarray, "records rows columns"] | None = None
-        if 2 * len(self.records) * input.size_px[0] * input.size_px[1] <= cache_mb * 2**20:
-            canvas = np.empty((len(self.records), *input.size_px), np.uint8)
-            mask = np.empty(canvas.shape, bool)
-            room = self._room()
-            for row in range(len(canvas)):
-                canvas[row] = self._picture(row, mask[row], room)
-            self._canvas, self._mask = canvas, mask
+        self.pictures = _pictures(
+            store,
+            self.records,
+            input=input,
+            augment=augment,
+            place=place,
+            parts=parts is not None,
+            cache_mb=cache_mb,
+        )
         if self.skipped:
             log.info("split %s: %d records, skipped %s", split, len(self.records), self.skipped)
 
@@ -137,7 +142,7 @@ class PairDataset(Dataset[Pair]):
     @property
     def cached(self) -> bool:
         """Whether all pictures are in memory, so that worker processes would not help."""
-        return self._canvas is not None
+        return self.pictures.cached
 
     def __getitem__(self, key: Key | int) -> Pair:
         """Return one pair, of two views the first; a bare row number means epoch 0."""
@@ -145,12 +150,12 @@ class PairDataset(Dataset[Pair]):
 
     def pairs(self, keys: Sequence[Key]) -> list[Pair]:
         """Return the pairs of ``keys``, augmented together; two for each with two views."""
-        images, mask = self.space(len(keys))
-        self.paint(keys, images=images, mask=mask)
+        pixels = self.space(len(keys))
+        self.paint(keys, pixels)
         return [
             Pair(
-                image=images[i],
-                image_mask=mask[i],
+                image=pixels.images[i],
+                image_mask=pixels.mask[i],
                 sentences=self._sentences(look),
                 study=int(self.study[look.image]),
                 report=int(self.report[look.text]),
@@ -175,35 +180,20 @@ class PairDataset(Dataset[Pair]):
             ]
         return looks
 
-    def space(
-        self, items: int
-    ) -> tuple[Float[np.ndarray, "batch channels rows columns"], Bool[np.ndarray, "batch rows columns"]]:
-        """Return new room for the pictures of so many items and their masks."""
-        pictures = self.views * items
-        return (
-            np.empty((pictures, self.input.channels, *self.input.size_px), np.float32),
-            np.empty((pictures, *self.input.size_px), bool),
+    def space(self, items: int) -> Pixels:
+        """Return new room for the pictures of so many items."""
+        return Pixels.empty(
+            self.views * items,
+            channels=self.input.channels,
+            size_px=self.input.size_px,
+            parts=self.pictures.has_parts,
         )
 
-    def paint(
-        self,
-        keys: Sequence[Key],
-        *,
-        images: Float[np.ndarray, "batch channels rows columns"],
-        mask: Bool[np.ndarray, "batch rows columns"],
-    ) -> None:
-        """Write the pictures of ``keys``, augmented together and normalised, and their masks."""
-        looks = self.looks(keys)
-        room = self._room()
-        if self.augment is None:
-            for i, look in enumerate(looks):
-                self._normalise(self._picture(look.image, mask[i], room), images[i])
-            return
-        canvas = np.stack([self._picture(look.image, mask[i], room) for i, look in enumerate(looks)])
-        streams = [self._stream("pixels", look, look.image) for look in looks]
-        moved, mask[...] = self.augment(canvas, mask, streams=streams)
-        for film, image in zip(moved, images, strict=True):
-            image[...] = self.input.normalise(film)
+    def paint(self, keys: Sequence[Key], pixels: Pixels) -> None:
+        """Write the pictures of ``keys``, augmented and normalised, and their masks."""
+        self.pictures.paint(
+            self.looks(keys), pixels, stream=lambda look: self._stream("pixels", look, look.image)
+        )
 
     def draft(self, keys: Sequence[Key], *, encode: Encode) -> Draft:
         """Return all of a batch but its pictures; ``encode`` turns the sentences into tokens."""
@@ -236,28 +226,9 @@ class PairDataset(Dataset[Pair]):
 
     def batch(self, keys: Sequence[Key], *, encode: Encode) -> Batch:
         """Return the batch of ``keys``, augmented together; ``encode`` turns their sentences into tokens."""
-        images, mask = self.space(len(keys))
-        self.paint(keys, images=images, mask=mask)
-        return self.draft(keys, encode=encode).finish(images=images, mask=mask)
-
-    @functools.cached_property
-    def _greys(self) -> Float[np.ndarray, "channels 65536"]:
-        """What each two neighbouring grey values become, as 8 bytes: one look-up writes two pixels."""
-        grey = self.input.normalise(np.arange(256, dtype=np.uint8)[None])[:, 0]
-        both = np.arange(2**16, dtype=np.uint16).view(np.uint8).reshape(-1, 2)
-        return np.ascontiguousarray(grey[:, both]).view(np.float64)[..., 0]
-
-    def _normalise(
-        self, canvas: UInt8[np.ndarray, "rows columns"], image: Float[np.ndarray, "channels rows columns"]
-    ) -> None:
-        """Write the bits of :meth:`medvl.specs.InputSpec.normalise`; looking them up takes half the time."""
-        if canvas.size % 2:
-            image[...] = self.input.normalise(canvas)
-            return
-        pairs = canvas.reshape(-1).view(np.uint16)
-        for values, channel in zip(self._greys, image, strict=True):
-            out = channel.reshape(-1).view(np.float64)
-            np.take(values, pairs, out=out, mode="clip")  # "raise" would buffer the output
+        pixels = self.space(len(keys))
+        self.paint(keys, pixels)
+        return self.draft(keys, encode=encode).finish(pixels)
 
     def _sentences(self, look: Look) -> tuple[str, ...]:
         """Return the sentences that a row reads, in its order."""
@@ -295,22 +266,31 @@ class PairDataset(Dataset[Pair]):
         view = (look.view,) if look.view else ()
         return draw(self.seed, what, look.epoch, self.records[row].record_id, *view)
 
-    def _room(self) -> UInt8[np.ndarray, " bytes"]:
-        """Return memory that stored arrays are read into, one after the other."""
-        return np.empty(_ROOM if self._canvas is None else 0, np.uint8)
 
-    def _picture(
-        self, row: int, mask: Bool[np.ndarray, "rows columns"], room: UInt8[np.ndarray, " bytes"]
-    ) -> UInt8[np.ndarray, "rows columns"]:
-        """Return the letterboxed picture of a row and write its mask."""
-        if self._canvas is not None and self._mask is not None:
-            mask[...] = self._mask[row]
-            return self._canvas[row]
-        canvas = np.zeros(self.input.size_px, np.uint8)
-        mask[...] = False
-        stored = self.store.pixels(self.records[row], room=room)
-        self.input.letterbox_into(stored, canvas=canvas, mask=mask)
-        return canvas
+def _pictures(
+    store: Store,
+    records: Sequence[Record],
+    *,
+    input: InputSpec | VolumeInput,
+    augment: Augment | VolumeAugment | None,
+    place: Literal["middle", "random"],
+    parts: bool,
+    cache_mb: int,
+) -> Pictures:
+    """Return what the spec of the store and the input agree on: films or volumes."""
+    if isinstance(store.pixel_spec, VolumeSpec) and isinstance(input, VolumeInput):
+        assert augment is None or isinstance(augment, VolumeAugment)
+        return Volumes(
+            store, records, input=input, augment=augment, place=place, parts=parts, cache_mb=cache_mb
+        )
+    if isinstance(store.pixel_spec, VolumeSpec) or isinstance(input, VolumeInput):
+        held, meant = ("films", "volumes") if isinstance(input, VolumeInput) else ("volumes", "films")
+        raise ConfigError(
+            f"the store holds {held}, but the input is for {meant}.",
+            hint="Set input.kind to volume for a CT store, and leave it out for films.",
+        )
+    assert augment is None or isinstance(augment, Augment)
+    return Films(store, records, input=input, augment=augment, cache_mb=cache_mb)
 
 
 def _figures_aside(sentence: str) -> str:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 
+from medvl.data.pictures import Pixels
 from medvl.features import Batch
 
 __all__ = ["Draft", "Embed", "Encode", "Key", "Pair", "Parts"]
@@ -34,8 +35,8 @@ Embed = Callable[[Sequence[Sequence[str]]], Float[np.ndarray, "reports width"]]
 class Pair:
     """One record ready for a batch; the pixels are normalised, the sentences still words."""
 
-    image: Float[np.ndarray, "channels rows columns"]
-    image_mask: Bool[np.ndarray, "rows columns"]
+    image: Float[np.ndarray, "channels *spatial"]
+    image_mask: Bool[np.ndarray, "*spatial"]
     sentences: tuple[str, ...]
     study: int
     report: int
@@ -61,12 +62,12 @@ class Draft:
     sentence_parts: Int[np.ndarray, "batch sentences"] | None = None
     bank: Float[np.ndarray, "batch bank"] | None = None
 
-    def finish(
-        self,
-        *,
-        images: Float[np.ndarray, "batch channels rows columns"],
-        mask: Bool[np.ndarray, "batch rows columns"],
-    ) -> Batch:
+    def finish(self, pixels: Pixels) -> Batch:
         """Return the batch of this draft and its pictures, without a copy."""
         values = {name: torch.from_numpy(value) for name, value in vars(self).items() if value is not None}
-        return Batch(images=torch.from_numpy(images), image_mask=torch.from_numpy(mask), **values)
+        return Batch(
+            images=torch.from_numpy(pixels.images),
+            image_mask=torch.from_numpy(pixels.mask),
+            voxel_parts=None if pixels.parts is None else torch.from_numpy(pixels.parts),
+            **values,
+        )

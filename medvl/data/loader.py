@@ -8,12 +8,12 @@ import weakref
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-from jaxtyping import Bool, Float
 from torch.utils.data import DataLoader, Dataset
 
 from medvl.data.augment import draw
 from medvl.data.dataset import PairDataset
 from medvl.data.draft import Draft, Encode, Key
+from medvl.data.pictures import Pixels
 from medvl.errors import ConfigError
 from medvl.features import Batch
 
@@ -147,9 +147,9 @@ class BatchStream:
             multiprocessing_context="fork",  # the only start that inherits the memory
         )
         for place, draft in loader:
-            images, mask = places.lend(place)
-            batch = draft.finish(images=images, mask=mask)
-            del images, mask
+            pixels = places.lend(place)
+            batch = draft.finish(pixels)
+            del pixels
             yield batch
             del batch  # or it would be held while the next one is awaited
 
@@ -164,13 +164,8 @@ class _Places:
     """
 
     def __init__(self, dataset: PairDataset, size: int, number: int) -> None:
-        rows_columns = dataset.input.size_px
-        pixels = number * size * math.prod(rows_columns)
-        images, masks = mmap.mmap(-1, pixels * dataset.input.channels * 4), mmap.mmap(-1, pixels)
-        self._images = np.frombuffer(images, np.float32).reshape(
-            number, size, dataset.input.channels, *rows_columns
-        )
-        self._masks = np.frombuffer(masks, bool).reshape(number, size, *rows_columns)
+        like = dataset.space(0)
+        self._arrays = {name: _shared((number, size, *a.shape[1:]), a.dtype) for name, a in like.arrays()}
         self._asked: set[int] = set()
         self._lent: list[tuple[weakref.ref[np.ndarray], ...]] = [()] * number
 
@@ -187,23 +182,25 @@ class _Places:
         self._asked.add(place)
         return place
 
-    def at(
-        self, place: int
-    ) -> tuple[Float[np.ndarray, "batch channels rows columns"], Bool[np.ndarray, "batch rows columns"]]:
+    def at(self, place: int) -> Pixels:
         """Return the memory of a place."""
-        return self._images[place], self._masks[place]
+        return Pixels(**{name: array[place] for name, array in self._arrays.items()})
 
-    def lend(
-        self, place: int
-    ) -> tuple[Float[np.ndarray, "batch channels rows columns"], Bool[np.ndarray, "batch rows columns"]]:
+    def lend(self, place: int) -> Pixels:
         """Return what a worker wrote; a copy of it if no other place is free for the next batch."""
-        images, mask = self.at(place)
+        pixels = self.at(place)
         if any(True for _ in self._free()):
-            self._lent[place] = weakref.ref(images), weakref.ref(mask)
+            self._lent[place] = tuple(weakref.ref(array) for _, array in pixels.arrays())
         else:
-            images, mask = images.copy(), mask.copy()
+            pixels = Pixels(**{name: array.copy() for name, array in pixels.arrays()})
         self._asked.remove(place)
-        return images, mask
+        return pixels
+
+
+def _shared(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """Return an array in memory that forked processes share."""
+    memory = mmap.mmap(-1, math.prod(shape) * dtype.itemsize)
+    return np.frombuffer(memory, dtype).reshape(shape)
 
 
 class _Drafts(Dataset[tuple[int, Draft]]):
@@ -214,8 +211,7 @@ class _Drafts(Dataset[tuple[int, Draft]]):
 
     def __getitem__(self, asked: tuple[int, Sequence[Key]]) -> tuple[int, Draft]:
         place, keys = asked
-        images, mask = self._places.at(place)
-        self._dataset.paint(keys, images=images, mask=mask)
+        self._dataset.paint(keys, self._places.at(place))
         return place, self._dataset.draft(keys, encode=self._encode)
 
 

@@ -29,6 +29,8 @@ __all__ = ["AlignmentModule", "Learning", "Names"]
 Names = tuple[Int[Tensor, "names tokens"], Int[Tensor, "names tokens"]]
 """Tokens and token mask of the findings' names."""
 _KEYS = ("study", "report", "labels", "bank")
+LAYOUTS = {4: torch.channels_last, 5: torch.channels_last_3d}
+"""Memory layout of images and kernels by their number of axes: channels last."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,7 @@ class AlignmentModule(LightningModule):
         seed: of dropout.
         chunk: rows that are encoded at once; see :func:`medvl.training.chunks.encode_in_chunks`.
         names: the findings' names, for an objective that reads ``attributes``.
+        body_parts: anatomical parts that an objective tells apart by the voxels of a segmentation.
         sharded: whether the towers are spread over the ranks.
     """
 
@@ -85,16 +88,19 @@ class AlignmentModule(LightningModule):
         seed: int = 0,
         chunk: int | None = None,
         names: Names | None = None,
+        body_parts: int = 0,
         sharded: bool = False,
     ) -> None:
         super().__init__()
         # The layout that convolutions are fastest in, on CPUs by a third.
-        model.image_encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        for parameter in model.image_encoder.parameters():
+            if parameter.ndim in LAYOUTS:
+                parameter.data = parameter.data.contiguous(memory_format=LAYOUTS[parameter.ndim])
         self.model, self.objective = model, objective
         self.average = averaged_copy(model, share=not sharded) if learning.ema else None
         self.positives, self.learning = positives, learning
         self.steps, self.steps_per_epoch, self.seed, self.chunk = steps, steps_per_epoch, seed, chunk
-        self.names, self.sharded = names, sharded
+        self.names, self.body_parts, self.sharded = names, body_parts, sharded
         aim = cast(AlignmentObjective, objective)
         self.parts = aim.needs_local or aim.needs_parts
         self.needs_attributes = aim.needs_attributes and names is not None
@@ -137,10 +143,14 @@ class AlignmentModule(LightningModule):
         return image, replace(text, attributes=attributes)
 
     def _rows(self, batch: Batch) -> tuple[ImageFeatures, TextFeatures]:
-        images = batch.images
-        if images.ndim == 4:
-            images = images.contiguous(memory_format=torch.channels_last)
-        image = self._model.project_image(images, batch.image_mask, parts=self.parts)
+        images = batch.images.contiguous(memory_format=LAYOUTS[batch.images.ndim])
+        image = self._model.project_image(
+            images,
+            batch.image_mask,
+            parts=self.parts,
+            voxel_parts=batch.voxel_parts,
+            body_parts=self.body_parts,
+        )
         text = self._model.project_text(batch.tokens, batch.token_mask, parts=self.parts)
         sentences = text.sentences.shape[1]
         parts = batch.sentence_parts

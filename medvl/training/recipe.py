@@ -9,26 +9,36 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError
 
 from medvl.alignment import ProjectionConfig, TowerRecipe
 from medvl.catalogue import Catalogue
 from medvl.config import dump_yaml, parse_yaml, read_config
-from medvl.data.augment import Augment
+from medvl.data.augment import Augment, VolumeAugment
 from medvl.data.positives import PositivesMode
 from medvl.encoders.image import IMAGE_ENCODERS
 from medvl.encoders.text import TEXT_ENCODERS
 from medvl.errors import ConfigError, nearest
 from medvl.objectives import OBJECTIVES
-from medvl.specs import InputSpec
+from medvl.specs import InputSpec, VolumeInput
 
 __all__ = ["Recipe", "Section", "Whole", "load_recipe", "merge", "read_values"]
 
 W = TypeVar("W", bound="Whole")
 _OF_NAME = ("options", "lora", "train", "freeze_layers", "weights")
 """What a recipe says of one encoder or objective and would not mean of another."""
+
+
+def _kind(values: Any) -> Any:
+    return values.get("kind", "film") if isinstance(values, Mapping) else getattr(values, "kind", "film")
+
+
+Input: TypeAlias = Annotated[
+    Annotated[InputSpec, Tag("film")] | Annotated[VolumeInput, Tag("volume")], Discriminator(_kind)
+]
+"""How a stored film, or with ``kind: volume`` a stored volume, becomes a tensor."""
 
 
 class Section(BaseModel):
@@ -55,7 +65,12 @@ class Data(Section):
 
 
 class Augmentation(Section):
-    """Largest random change of a picture; all zero for none (see :class:`medvl.data.Augment`)."""
+    """Largest random change of a picture; all zero for none.
+
+    On a film brightness and noise are shares of the range from black to white (:class:`medvl.data.Augment`).
+    A volume is turned about the long axis of the body; its brightness and noise are shares of 1,000 HU, and
+    its contrast is a gain of the HU (:class:`medvl.data.VolumeAugment`).
+    """
 
     rotate_deg: float = Field(default=5.0, ge=0, le=45)
     shift: float = Field(default=0.05, ge=0, le=0.5)
@@ -64,10 +79,21 @@ class Augmentation(Section):
     contrast: float = Field(default=0.1, ge=0, le=0.9)
     noise: float = Field(default=0.02, ge=0, le=1)
 
-    def build(self) -> Augment | None:
-        """Return the augmentation, or None where nothing changes."""
+    def build(self, *, volumes: bool = False) -> Augment | VolumeAugment | None:
+        """Return the augmentation of films or of volumes, or None where nothing changes."""
         values = self.model_dump()
-        return Augment(**values) if any(values.values()) else None
+        if not any(values.values()):
+            return None
+        if not volumes:
+            return Augment(**values)
+        return VolumeAugment(
+            rotate_deg=self.rotate_deg,
+            shift=self.shift,
+            zoom=self.zoom,
+            gain=self.contrast,
+            offset_hu=1000 * self.brightness,
+            noise_hu=1000 * self.noise,
+        )
 
 
 class TextTower(TowerRecipe):
@@ -195,7 +221,7 @@ class Whole(Section):
             recipe = cls.model_validate(values)
         except ValidationError as error:
             first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"])
+            where = ".".join(str(part) for part in first["loc"] if part not in ("film", "volume"))
             got = "" if first["type"] == "missing" else f" is {first['input']!r}"
             raise ConfigError(f"recipe: {where}{got}: {first['msg']}.") from error
         _check_names(recipe.named())
@@ -322,14 +348,20 @@ def _check_keys(values: Mapping[str, Any], model: type[BaseModel], where: tuple[
         if key not in model.model_fields:
             path = ".".join((*where, str(key)))
             raise ConfigError(f"recipe: unknown key '{path}'.", hint=nearest(str(key), model.model_fields))
-        inner = _section_of(model.model_fields[key].annotation)
-        if inner is not None and isinstance(value, Mapping):
-            _check_keys(value, inner, (*where, key))
+        if isinstance(value, Mapping):
+            inner = _section_of(model.model_fields[key].annotation, kind=_kind(value))
+            if inner is not None:
+                _check_keys(value, inner, (*where, key))
 
 
-def _section_of(annotation: Any) -> type[BaseModel] | None:
-    candidates: Iterable[Any] = (annotation, *getattr(annotation, "__args__", ()))
-    return next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
+def _section_of(annotation: Any, *, kind: Any) -> type[BaseModel] | None:
+    """Return the section that an annotation names; of several, the one of that kind."""
+    named = [(annotation, None)]
+    for choice in getattr(annotation, "__args__", ()):
+        marks = getattr(choice, "__metadata__", (None,))
+        named.append((getattr(choice, "__origin__", choice), getattr(marks[0], "tag", None)))
+    sections = {tag: c for c, tag in reversed(named) if isinstance(c, type) and issubclass(c, BaseModel)}
+    return sections.get(kind, next(iter(sections.values()), None))
 
 
 def _check_names(named: Iterable[tuple[str, Catalogue[Any], str, Mapping[str, Any]]]) -> None:

@@ -152,6 +152,8 @@ def store_digest(store: Store) -> str:
         "report_digest",
         "geometry",
     ]
+    if any(store.table["parts_size"].to_pylist()):
+        columns.append("parts_crc32")
     rows = store.table.select(columns).to_pylist()
     return hashlib.blake2b(json.dumps(rows, sort_keys=True).encode(), digest_size=12).hexdigest()
 
@@ -336,6 +338,7 @@ def _module(setup: Setup, recipe: Recipe) -> AlignmentModule:
         seed=recipe.loop.seed,
         chunk=recipe.data.chunk,
         names=names,
+        body_parts=setup.body_parts,
         sharded=sharded and devices > 1,
     )
 

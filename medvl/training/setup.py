@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -16,9 +16,9 @@ from medvl.alignment import AlignmentModel, TowerRecipe, build_model
 from medvl.data import BatchOrder, PairDataset
 from medvl.encoders.image import IMAGE_ENCODERS
 from medvl.encoders.text import text_tokeniser
-from medvl.errors import UsageError
+from medvl.errors import ConfigError, UsageError
 from medvl.objectives import OBJECTIVES
-from medvl.specs import InputSpec
+from medvl.specs import InputSpec, VolumeInput, VolumeSpec
 from medvl.store import Store
 from medvl.tokens import ReportTokeniser
 from medvl.training.recipe import Recipe
@@ -40,6 +40,7 @@ class Setup:
         tokeniser: of the text encoder.
         model, objective: with the weights that training starts from.
         names: of the findings, in words; for an objective that reads their vectors, else empty.
+        body_parts: anatomical parts that the objective tells apart; 0 for one that asks for none.
     """
 
     train: PairDataset
@@ -50,6 +51,7 @@ class Setup:
     model: AlignmentModel
     objective: Any
     names: tuple[str, ...] = ()
+    body_parts: int = 0
 
 
 def set_up(store: Store, recipe: Recipe) -> Setup:
@@ -71,7 +73,8 @@ def set_up(store: Store, recipe: Recipe) -> Setup:
     pairs = PairDataset(
         store,
         "train",
-        augment=recipe.augment.build(),
+        augment=recipe.augment.build(volumes=isinstance(recipe.input, VolumeInput)),
+        place="random",
         order=recipe.data.order,
         most=recipe.data.most_sentences,
         seed=recipe.loop.seed,
@@ -105,11 +108,32 @@ def set_up(store: Store, recipe: Recipe) -> Setup:
 
         options.setdefault("finding_parts", finding_parts(pairs.label_names, modality=recipe.modality))
         options.setdefault("parts", len(PARTS[recipe.modality]))
+        _require_numbers(store, PARTS[recipe.modality])
     objective = OBJECTIVES.build(recipe.objective.name, options, recipe.projection.dim)
     names = tuple(name.replace("_", " ") for name in pairs.label_names)
     if not getattr(objective, "needs_attributes", False):
         names = ()
-    return Setup(pairs, validation, order, steps, tokeniser, model, objective, names)
+    return Setup(
+        pairs,
+        validation,
+        order,
+        steps,
+        tokeniser,
+        model,
+        objective,
+        names,
+        int(options.get("parts", 0)) if getattr(aim, "needs_parts", False) else 0,
+    )
+
+
+def _require_numbers(store: Store, parts: Sequence[str]) -> None:
+    """Refuse voxels whose numbers mean other parts than those of the sentences."""
+    spec = store.pixel_spec
+    if isinstance(spec, VolumeSpec) and spec.parts != tuple(parts[: len(spec.parts)]):
+        raise ConfigError(
+            f"the store numbers the parts {', '.join(spec.parts)}, sentences {', '.join(parts)}.",
+            hint="Prepare the store again with the parts of this version.",
+        )
 
 
 def _extras(aim: Any, recipe: Recipe) -> dict[str, Any]:
@@ -148,8 +172,15 @@ def _tokeniser(recipe: Recipe, pairs: PairDataset, starts: dict[str, Start]) -> 
     )
 
 
-def fitted(name: str, options: Mapping[str, Any], spec: InputSpec) -> dict[str, Any]:
-    """Return an image encoder's options with the channels and, where it asks, the size of the input spec."""
+def fitted(name: str, options: Mapping[str, Any], spec: InputSpec | VolumeInput) -> dict[str, Any]:
+    """Return an image encoder's options with channels, axes and size of the input spec where it asks for them.
+
+    Examples:
+        >>> fitted("resnet", {"widths": [8, 16]}, VolumeInput())
+        {'channels': 2, 'axes': 3, 'widths': [8, 16]}
+    """
     asked = IMAGE_ENCODERS.options(name)
-    known = {"channels": spec.channels, "size_px": spec.size_px}
+    known: dict[str, Any] = {"channels": spec.channels, "size_px": spec.size_px}
+    if isinstance(spec, VolumeInput):
+        known["axes"] = len(spec.size_px)
     return {key: value for key, value in known.items() if key in asked} | dict(options)
