@@ -144,7 +144,7 @@ def check_store(
         shown: findings, and records of each, that are named; None for all.
         progress: called with payloads read, payloads in all, and the step.
     """
-    table = store.columns(*_COLUMNS, "shard", "offset", "size")
+    table = store.columns(*_COLUMNS, "shard", "offset", "size", "parts_offset", "parts_size")
     digests = store.manifest.get("digests", {})
     checks = [*_index_checks(table, shown=shown, digests=digests), *_shard_checks(store, table, shown=shown)]
     if deep:
@@ -345,7 +345,8 @@ def _shard_checks(store: Store, table: pa.Table, *, shown: int | None) -> list[C
     folder = store.path / "shards"
     there = {path.name: path.stat().st_size for path in folder.glob("*")} if folder.is_dir() else {}
     shard = Column(table["shard"])
-    ends = pc.add(table["offset"], table["size"]).to_numpy()
+    members = (("offset", "size"), ("parts_offset", "parts_size"))
+    ends = np.max([pc.add(table[first], table[size]).to_numpy() for first, size in members], axis=0)
     long = np.array([there.get(name, -1) for name in shard.keys.to_pylist()] or [-1])
     lost = np.unique(shard.codes[long[shard.codes] < ends])
     strays = sorted(set(there) - set(shard.keys.to_pylist()))
@@ -369,12 +370,13 @@ def _shard_checks(store: Store, table: pa.Table, *, shown: int | None) -> list[C
 
 
 def _damaged(store: Store, *, shown: int | None, progress: Progress | None) -> Check:
-    """Read and decode every payload; the picture must be the one that was hashed."""
+    """Read and decode every payload, and that of its parts; the picture must be the one that was hashed."""
     damaged: list[tuple[str]] = []
     table = store.table
     for done in range(table.num_rows):
         record = row_record(table.slice(done, 1).to_pylist()[0])
         try:
+            store.parts(record)
             if pixel_hash(store.pixels(record)) != record.pixel_hash:
                 damaged.append((record.record_id,))
         except StoreError:

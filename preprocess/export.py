@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from jaxtyping import Shaped
 from PIL import Image as Pillow
 
 from medvl.errors import UsageError
@@ -33,9 +34,9 @@ _NAMES = {"train": "train", "val": "validation", "test": "test"}
 _ROW_GROUP = 100
 
 _STATES = pa.list_(pa.struct([("finding", pa.string()), ("state", pa.string())]))
-_BOXES = pa.list_(
-    pa.struct([("label", pa.string()), *((side, pa.float64()) for side in ("x0", "y0", "x1", "y1"))])
-)
+_SIDES = ("x0", "y0", "x1", "y1", "z0", "z1")
+_BOXES = pa.list_(pa.struct([("label", pa.string()), *((side, pa.float64()) for side in _SIDES)]))
+_PARTS = pa.list_(pa.struct([("part", pa.string()), ("voxels", pa.int64())]))
 _COLUMNS: dict[str, pa.DataType] = {
     "record_id": pa.string(),
     "study_id": pa.string(),
@@ -51,6 +52,12 @@ _COLUMNS: dict[str, pa.DataType] = {
     "said": _STATES,
     "boxes": _BOXES,
     "spacing_mm": pa.list_(pa.float64()),
+}
+_VOLUME_COLUMNS: dict[str, pa.DataType] = {
+    "volume": pa.binary(),
+    "parts": pa.binary(),
+    "part_voxels": _PARTS,
+    "affine_ras": pa.list_(pa.float64()),
 }
 _PICTURE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
@@ -100,8 +107,10 @@ def export_datasets(
     """Write Parquet files by split, with the features that ``datasets.load_dataset(out)`` decodes.
 
     8-bit pictures become an ``Image`` column: the source's own JPEG or PNG where the store has it, a PNG
-    otherwise. Anything else becomes a column ``volume`` of ``.npy`` bytes. Labels are lists of finding and
-    state. The ids are the store's keyed hashes; no column names a patient.
+    otherwise. Anything else becomes a column ``volume`` of ``.npy`` bytes, with ``parts`` (the number of each
+    voxel's part, null where not known), ``part_voxels`` and ``affine_ras`` (stored voxel index to RAS+ mm,
+    row by row). Labels are lists of finding and state. The ids are the store's keyed hashes; no column names
+    a patient.
 
     Args:
         store: the store.
@@ -189,7 +198,7 @@ def _by_split(store: Store) -> Iterator[tuple[str, list[Record]]]:
 
 
 def _schema(pixels: Pixels) -> pa.Schema:
-    columns = {pixels: _PICTURE if pixels == "image" else pa.binary()} | _COLUMNS
+    columns = ({"image": _PICTURE} if pixels == "image" else _VOLUME_COLUMNS) | _COLUMNS
     features = {name: _feature(kind) for name, kind in columns.items()}
     if pixels == "image":
         features["image"] = {"_type": "Image"}
@@ -217,10 +226,18 @@ def _row(store: Store, record: Record, pixels: Pixels) -> dict[str, Any]:
         payload, suffix = _picture(store, record)
         row["image"] = {"bytes": payload, "path": f"{record.record_id}.{suffix}"}
     else:
-        stream = io.BytesIO()
-        np.save(stream, store.pixels(record), allow_pickle=False)
-        row["volume"] = stream.getvalue()
+        parts = store.parts(record)
+        row["volume"] = _npy(store.pixels(record))
+        row["parts"] = None if parts is None else _npy(parts)
+        row["part_voxels"] = [{"part": part, "voxels": n} for part, n in record.part_voxels.items()]
+        row["affine_ras"] = record.affine_ras
     return row
+
+
+def _npy(array: Shaped[np.ndarray, "..."]) -> bytes:
+    stream = io.BytesIO()
+    np.save(stream, array, allow_pickle=False)
+    return stream.getvalue()
 
 
 def _picture(store: Store, record: Record) -> tuple[bytes, str]:
