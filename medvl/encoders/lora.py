@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from fnmatch import fnmatchcase
-from typing import TypeVar
+from typing import Any, TypeVar
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field
-from torch import nn
+from torch import Tensor, nn
 
 from medvl.encoders.tower import Tower
 from medvl.errors import ConfigError, nearest
@@ -96,6 +98,12 @@ def _adaptable(module: nn.Module) -> bool:
     return type(module) in _CONVOLUTIONS and module.groups == 1  # type: ignore[attr-defined]
 
 
+def _conv_delta(layer: Any, adapter: str) -> Tensor:
+    """Return ``(alpha / r) · B A`` of a convolution: B is pointwise and A has the layer's kernel."""
+    after, before = layer.lora_B[adapter].weight, layer.lora_A[adapter].weight
+    return layer.scaling[adapter] * torch.einsum("or,ri...->oi...", after.flatten(1), before)
+
+
 def merge_lora(encoder: TowerT) -> TowerT:
     """Fold the adapters into the weights, in place; the module is then one that never had any.
 
@@ -108,6 +116,9 @@ def merge_lora(encoder: TowerT) -> TowerT:
         raise ConfigError(f"encoder '{encoder.name}' has no adapters to merge.")
     adapted = {name: module for name, module in encoder.named_modules() if isinstance(module, LoraLayer)}
     for name, module in adapted.items():
+        if isinstance(module.get_base_layer(), nn.Conv3d):
+            # peft takes a kernel of 1 x 1 x 1 for a flat one.
+            module.get_delta_weight = functools.partial(_conv_delta, module)
         module.merge()  # type: ignore[operator]
         parent, _, leaf = name.rpartition(".")
         setattr(encoder.get_submodule(parent), leaf, module.get_base_layer())

@@ -36,14 +36,16 @@ class Start:
     tokeniser: ReportTokeniser | None = None
 
 
-def start_of(folder: Path, *, side: Literal["image", "text"], name: str) -> Start:
+def start_of(folder: Path, *, side: Literal["image", "text"], name: str, inside: str | None = None) -> Start:
     """Read the tower of one side from a folder.
 
     Args:
         folder: a run directory (its best checkpoint), a model directory or a bundle; for images also a
             folder with ``image.safetensors`` and ``image.json``, which holds ``name`` and ``architecture``.
         side: which tower.
-        name: of the encoder that the recipe asks for.
+        name: of the encoder that the recipe asks for. One of volumes takes the weights of the same one of
+            films, inflated.
+        inside: of an encoder that this one applies, to each slice say, and whose weights serve too.
 
     Raises:
         ConfigError: there is nothing of the kind, or the tower is of another encoder.
@@ -64,7 +66,7 @@ def start_of(folder: Path, *, side: Literal["image", "text"], name: str) -> Star
         if tower.lora is not None:
             merge_lora(tower)
         found = Start(tower.name, tower.state_dict(), loaded.tokeniser if side == "text" else None)
-    if found.name != name:
+    if found.name not in (name, inside):
         raise ConfigError(
             f"{side}.weights holds the encoder '{found.name}', the recipe names '{name}'.",
             hint=f"Set {side}.name to {found.name}, with the options it was trained with.",
