@@ -37,7 +37,7 @@ __all__ = [
 
 Sample: TypeAlias = (
     tuple[Record, Shaped[np.ndarray, "..."]]
-    | tuple[Record, Shaped[np.ndarray, "x y z"], UInt8[np.ndarray, "p q r"] | None]
+    | tuple[Record, Shaped[np.ndarray, "_ _ _"], UInt8[np.ndarray, "_ _ _"] | None]
     | tuple[Record, Shaped[np.ndarray, "..."], bytes, str]
 )
 """A record and its array; a volume with the volume of its parts or None, both stored in chunks; or a record,
