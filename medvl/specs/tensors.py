@@ -180,7 +180,7 @@ class VolumeInput(Spec):
         return resampled(part, axes, lowest=int(ends.min), highest=int(ends.max))
 
     def apply(
-        self, stored: Int16[np.ndarray, "x y z"], *, start: Sequence[int] | None = None
+        self, stored: Int16[np.ndarray, "i j k"], *, start: Sequence[int] | None = None
     ) -> tuple[Float[np.ndarray, "channels x y z"], Bool[np.ndarray, "x y z"]]:
         """Return the model's tensor and the mask of voxels that come from the scan.
 
