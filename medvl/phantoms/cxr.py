@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import json
-import multiprocessing
-import os
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from medvl.errors import UsageError
 from medvl.notice import NOTICE
+from medvl.phantoms.folder import begin, check_numbers, in_order, write_json, write_table
 from medvl.phantoms.probes import Probe, shortcut_probes
 from medvl.phantoms.study import Phantoms, StudyRows, patient_study_counts, write_patient
 from medvl.phantoms.truth import FINDINGS, find_level
@@ -118,7 +112,9 @@ def write_phantoms(
         >>> summary.studies
         4
     """
-    _check(n=n, seed=seed, size_px=size_px, unobservable=unobservable, workers=workers)
+    check_numbers(
+        n=n, seed=seed, size_px=size_px, unobservable=unobservable, workers=workers, sizes_px=(48, 4096)
+    )
     phantoms = Phantoms(n, seed, find_level(level), size_px, float(unobservable))
     asked: dict[str, Any] = {
         "studies": n,
@@ -127,24 +123,28 @@ def write_phantoms(
         "size_px": size_px,
         "unobservable": float(unobservable),
     }
-    finished = _begin(out, asked)
-    if finished is not None:
-        return finished
+    known = begin(out, asked)
+    if known is not None:
+        known["probes"] = tuple(Probe(**probe) for probe in known["probes"])
+        return PhantomSummary(**known)
     counts = patient_study_counts(phantoms)
     firsts = np.cumsum([0, *counts])
     patients = [(index, int(firsts[index]), count) for index, count in enumerate(counts)]
     rows: list[StudyRows] = []
-    for done in _in_order(phantoms, out / "dicom", patients, workers):
+    tasks: list[_Task] = [
+        (phantoms, out / "dicom", patients[start : start + 8]) for start in range(0, len(patients), 8)
+    ]
+    for done in in_order(_write_chunk, tasks, workers=workers, pooled=n >= 64):
         rows += done
         if progress is not None:
             progress(len(rows), n, "drawing phantoms")
-    _write_table(out / "reports.csv", [row.report for row in rows])
-    _write_table(out / "labels.csv", [row.labels for row in rows])
+    write_table(out / "reports.csv", [row.report for row in rows])
+    write_table(out / "labels.csv", [row.labels for row in rows])
     boxes = [box for row in rows for box in row.boxes]
-    _write_table(out / "boxes.csv", boxes, columns=("sop_instance_uid", "label", "x0", "y0", "x1", "y1"))
+    write_table(out / "boxes.csv", boxes, columns=("sop_instance_uid", "label", "x0", "y0", "x1", "y1"))
     truth = [item for row in rows for item in row.truth]
-    _write_table(out / "truth.csv", truth)
-    _write_table(out / "sentences.csv", [item for row in rows for item in row.sentences])
+    write_table(out / "truth.csv", truth)
+    write_table(out / "sentences.csv", [item for row in rows for item in row.sentences])
     found = np.array([[int(str(row.labels[kind])) for kind in FINDINGS] for row in rows])
     summary = PhantomSummary(
         notice=f"Synthetic: no patient, no clinical meaning. {NOTICE}",
@@ -160,67 +160,8 @@ def write_phantoms(
         probes=tuple(shortcut_probes(out)),
         **asked,
     )
-    _write_json(out / "phantom.json", {**asdict(summary), "complete": True})
+    write_json(out / "phantom.json", {**asdict(summary), "complete": True})
     return summary
-
-
-def _check(*, n: int, seed: int, size_px: int, unobservable: float, workers: int | None) -> None:
-    if n < 1:
-        raise UsageError(f"n is {n}, but a set has at least 1 study.", hint="Try n=200.")
-    if seed < 0:
-        raise UsageError(f"seed is {seed}, but a seed is 0 or more.", hint="Try seed=0.")
-    if not 48 <= size_px <= 4096:
-        raise UsageError(f"size_px is {size_px}, but 48 to 4096 can be drawn.", hint="Try size_px=256.")
-    if not 0 <= unobservable <= 1:
-        raise UsageError(f"unobservable is {unobservable}, but it is a share from 0 to 1.", hint="Try 0.3.")
-    if workers is not None and workers < 1:
-        raise UsageError(
-            f"workers is {workers}, but at least 1 process draws.", hint="Leave it out for all cores."
-        )
-
-
-def _begin(out: Path, asked: dict[str, Any]) -> PhantomSummary | None:
-    """Claim the folder; return the summary if the same set is already there."""
-    card = out / "phantom.json"
-    if card.is_file():
-        try:
-            known = dict(json.loads(card.read_text("utf-8")))
-        except (ValueError, TypeError, RecursionError) as error:
-            raise UsageError(
-                "phantom.json in the output folder is damaged.", hint="Give a new folder, or delete that one."
-            ) from error
-        if {key: known.get(key) for key in asked} != asked:
-            held = f"seed {known.get('seed')}, level {known.get('level')}, {known.get('studies')} studies"
-            raise UsageError(
-                f"the folder holds another phantom set ({held}).",
-                hint="Give a new folder, or delete that one.",
-            )
-        if known.pop("complete"):
-            known["probes"] = tuple(Probe(**probe) for probe in known["probes"])
-            return PhantomSummary(**known)
-    elif out.exists() and any(out.iterdir()):
-        raise UsageError(
-            "the output folder is not empty and holds no phantom set.", hint="Give a new folder."
-        )
-    out.mkdir(parents=True, exist_ok=True)
-    _write_json(card, {**asked, "complete": False})
-    return None
-
-
-def _in_order(
-    phantoms: Phantoms, folder: Path, patients: list[tuple[int, int, int]], workers: int | None
-) -> Iterator[list[StudyRows]]:
-    """Draw all patients, in order, here or in a pool of processes."""
-    chunks = [patients[start : start + 8] for start in range(0, len(patients), 8)]
-    tasks: list[_Task] = [(phantoms, folder, chunk) for chunk in chunks]
-    count = workers or (min(8, os.cpu_count() or 1) if phantoms.n >= 64 else 1)
-    if count == 1:
-        yield from map(_write_chunk, tasks)
-        return
-    # fork needs no importable main module, so that a notebook or a script without a guard works
-    method = "fork" if sys.platform == "linux" else "spawn"
-    with ProcessPoolExecutor(count, mp_context=multiprocessing.get_context(method)) as pool:
-        yield from pool.map(_write_chunk, tasks)
 
 
 def _write_chunk(task: _Task) -> list[StudyRows]:
@@ -241,18 +182,3 @@ def _pointing_chance(truth: Sequence[dict[str, object]], *, cells: int = 8) -> f
             met[int(y0 * high) : int(np.ceil(y1 * high)), across] = True
         shares.append(met.mean())
     return float(np.mean(shares)) if shares else 0.0
-
-
-def _write_table(
-    path: Path, rows: Sequence[dict[str, object]] | Sequence[dict[str, str]], *, columns: Sequence[str] = ()
-) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(columns or rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-
-
-def _write_json(path: Path, values: dict[str, object]) -> None:
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", "utf-8")
-    part.replace(path)

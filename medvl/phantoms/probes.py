@@ -16,7 +16,7 @@ from sklearn.preprocessing import StandardScaler
 from medvl.errors import BadTable
 from medvl.phantoms.truth import FINDINGS
 
-__all__ = ["Probe", "shortcut_probes"]
+__all__ = ["Probe", "probe_all", "shortcut_probes"]
 
 _FOLDS, _FEWEST = 5, 10
 _TAGS = ("view", "sop_class", "photometric", "bits_stored", "voi", "syntax", "spacing", "manufacturer", "kvp")
@@ -75,6 +75,21 @@ def shortcut_probes(folder: Path) -> list[Probe]:
         "any": labels[list(FINDINGS)].to_numpy().max(1),
         **{kind: labels[kind].to_numpy() for kind in FINDINGS},
     }
+    return probe_all(shortcuts, targets, groups)
+
+
+def probe_all(
+    shortcuts: dict[str, Float64[np.ndarray, "studies _"]],
+    targets: dict[str, Int64[np.ndarray, " studies"]],
+    groups: Int64[np.ndarray, " studies"],
+) -> list[Probe]:
+    """Return the probe of every shortcut against every target with ten of each kind.
+
+    Args:
+        shortcuts: features of each shortcut, one row a study.
+        targets: 1 where a study has a finding, else 0.
+        groups: the number of each study's patient, from 0.
+    """
     return [
         _probe(shortcut, target, features, truth.astype(np.int64), groups)
         for shortcut, features in shortcuts.items()

@@ -310,7 +310,7 @@ def write_dicom(ds: Dataset, path: Path, *, encoding: Encoding) -> None:
             samples_per_pixel=1,
             bits_allocated=16,
             bits_stored=ds.BitsStored,
-            pixel_representation=0,
+            pixel_representation=ds.PixelRepresentation,
             photometric_interpretation=ds.PhotometricInterpretation,
         )
         ds.PixelData = encapsulate([bytes(stream)])

@@ -26,7 +26,15 @@ from medvl.phantoms.radiograph import (
 from medvl.phantoms.truth import FINDINGS, SEVERITIES, Body, Finding, Level, draw_body, draw_findings
 from medvl.phantoms.wording import Writing, boilerplate, write_report
 
-__all__ = ["Phantoms", "StudyRows", "expose", "patient_study_counts", "write_patient"]
+__all__ = [
+    "Phantoms",
+    "StudyRows",
+    "date_of",
+    "draw_person",
+    "expose",
+    "patient_study_counts",
+    "write_patient",
+]
 
 _GIVEN = (
     "ALICE BRUNO CHIARA DMITRI ELENA FARID GRETA HIRO INGRID JOSE KAVITA LARS MINA NOAH OLGA PAULO".split()
@@ -85,14 +93,14 @@ def write_patient(
     rng = np.random.default_rng([phantoms.seed, 1, patient])
     female = int(rng.integers(2))
     body = draw_body(rng, female=female)
-    person = _draw_person(rng, female=female)
+    person = draw_person(rng, female=female)
     day = int(rng.integers(0, 1400))
     rows: list[StudyRows] = []
     findings: tuple[Finding, ...] | None = None
     for index in range(count):
         study_rng = np.random.default_rng([phantoms.seed, 2, first_study + index])
         findings = _study_findings(study_rng, phantoms.level, findings)
-        date = _date(day + 40 * index)
+        date = date_of(day + 40 * index)
         home = folder / f"P{patient:05d}" / f"S{first_study + index:05d}"
         rows.append(
             _write_study(phantoms, study_rng, body, person, findings, first_study + index, date, home)
@@ -304,7 +312,9 @@ def _draw_frame(rng: np.random.Generator, size_px: int) -> Frame:
     )
 
 
-def _draw_person(rng: np.random.Generator, *, female: int) -> Person:
+def draw_person(rng: np.random.Generator, *, female: int) -> Person:
+    """Draw the identifiers of a patient who does not exist."""
+
     def pick(names: list[str]) -> str:
         return names[int(rng.integers(len(names)))]
 
@@ -318,5 +328,6 @@ def _draw_person(rng: np.random.Generator, *, female: int) -> Person:
     )
 
 
-def _date(day: int) -> str:
+def date_of(day: int) -> str:
+    """Return a day, counted from the start of 2018, as DICOM writes it."""
     return str(np.datetime64("2018-01-02") + day).replace("-", "")
