@@ -183,7 +183,8 @@ class AlignmentModel(nn.Module):
         need not keep or send them.
 
         Args:
-            images, image_mask: as in :class:`medvl.features.Batch`.
+            images: as in :class:`medvl.features.Batch`.
+            image_mask: likewise.
             parts: whether regions are read.
             voxel_parts: number of the anatomical part of each voxel; fills ``region_parts``.
             body_parts: how many anatomical parts are counted.

@@ -105,7 +105,7 @@ class LoadedModel:
     def image_tensors(
         self, arrays: Sequence[Shaped[np.ndarray, "..."]]
     ) -> tuple[Float[Tensor, "batch channels *spatial"], Bool[Tensor, " batch *spatial"]]:
-        """Return the model's input for stored arrays, on its device; of a volume that is larger, its middle."""
+        """Return the model's input for stored arrays, on its device; of a larger volume, its middle."""
         pairs = [self.input.apply(array) for array in arrays]
         images = torch.from_numpy(np.stack([image for image, _ in pairs]))
         masks = torch.from_numpy(np.stack([mask for _, mask in pairs]))

@@ -1,4 +1,4 @@
-"""A picture larger than a model's tensor: embedded window by window, its regions on one grid over all of it."""
+"""A volume larger than a model's tensor: embedded by windows, its regions on one grid over all of it."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Lattice:
         return Box(box.label, low[0], low[1], high[0], high[1], low[2], high[2])
 
     def cell_of(self, axis: int, *, length: int, cells: int) -> Float[np.ndarray, " voxels"]:
-        """Return where the centres of stored voxels lie along one axis, in cells from the first cell's edge."""
+        """Return where the centres of stored voxels lie along one axis, in cells from the first edge."""
         places = (np.arange(length) + 0.5) * self.scale[axis] + self.offset[axis]
         return places * cells / self.size_px[axis]
 

@@ -278,18 +278,21 @@ def _pictures(
     cache_mb: int,
 ) -> Pictures:
     """Return what the spec of the store and the input agree on: films or volumes."""
-    if isinstance(store.pixel_spec, VolumeSpec) and isinstance(input, VolumeInput):
-        assert augment is None or isinstance(augment, VolumeAugment)
-        return Volumes(
-            store, records, input=input, augment=augment, place=place, parts=parts, cache_mb=cache_mb
-        )
-    if isinstance(store.pixel_spec, VolumeSpec) or isinstance(input, VolumeInput):
-        held, meant = ("films", "volumes") if isinstance(input, VolumeInput) else ("volumes", "films")
+    held = "volumes" if isinstance(store.pixel_spec, VolumeSpec) else "films"
+    meant = "volumes" if isinstance(input, VolumeInput) else "films"
+    if held != meant:
         raise ConfigError(
             f"the store holds {held}, but the input is for {meant}.",
             hint="Set input.kind to volume for a CT store, and leave it out for films.",
         )
-    assert augment is None or isinstance(augment, Augment)
+    if isinstance(input, VolumeInput):
+        if isinstance(augment, Augment):
+            raise ConfigError("an augmentation of films was given for volumes.", hint="Give a VolumeAugment.")
+        return Volumes(
+            store, records, input=input, augment=augment, place=place, parts=parts, cache_mb=cache_mb
+        )
+    if isinstance(augment, VolumeAugment):
+        raise ConfigError("an augmentation of volumes was given for films.", hint="Give an Augment.")
     return Films(store, records, input=input, augment=augment, cache_mb=cache_mb)
 
 

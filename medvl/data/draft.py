@@ -35,8 +35,8 @@ Embed = Callable[[Sequence[Sequence[str]]], Float[np.ndarray, "reports width"]]
 class Pair:
     """One record ready for a batch; the pixels are normalised, the sentences still words."""
 
-    image: Float[np.ndarray, "channels *spatial"]
-    image_mask: Bool[np.ndarray, "*spatial"]
+    image: Float[np.ndarray, " channels *spatial"]
+    image_mask: Bool[np.ndarray, " *spatial"]
     sentences: tuple[str, ...]
     study: int
     report: int

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -10,44 +10,81 @@ from jaxtyping import Bool, Float
 from medvl.errors import UsageError
 from medvl.records import Box
 
-__all__ = ["THRESHOLDS", "box_mask", "cells_in_boxes", "contrast_to_noise", "mean_iou", "pointing"]
+__all__ = [
+    "THRESHOLDS",
+    "box_mask",
+    "box_sides",
+    "cells_in_boxes",
+    "contrast_to_noise",
+    "mean_iou",
+    "pointing",
+]
 
 THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.5)
 """Of the mean IoU; frozen, never chosen on the data that they score."""
 
 
 def cells_in_boxes(
-    boxes: Sequence[Box], *, grid: Sequence[int], size_px: Sequence[int]
-) -> Bool[np.ndarray, "rows columns"]:
-    """Say which cells of a region grid share area with a box.
+    boxes: Sequence[Box], *, grid: Sequence[int], size_px: Sequence[float]
+) -> Bool[np.ndarray, " *cells"]:
+    """Say which cells of a region grid share area, or volume, with a box.
 
     Args:
-        boxes: in pixels of the tensor.
-        grid: rows and columns of the region grid, which tiles the tensor.
-        size_px: height and width of the tensor.
+        boxes: in pixels or voxels of the tensor.
+        grid: regions along each axis of the tensor, which they tile.
+        size_px: of the tensor along these axes.
     """
-    top = np.arange(grid[0]) * size_px[0] / grid[0]
-    left = np.arange(grid[1]) * size_px[1] / grid[1]
-    touched = np.zeros((grid[0], grid[1]), bool)
-    for box in boxes:
-        rows = (top < box.y1) & (top + size_px[0] / grid[0] > box.y0)
-        columns = (left < box.x1) & (left + size_px[1] / grid[1] > box.x0)
-        touched |= rows[:, None] & columns[None, :]
-    return touched
+
+    def touches(low: float, high: float, axis: int) -> Bool[np.ndarray, " cells"]:
+        edge = np.arange(grid[axis]) * size_px[axis] / grid[axis]
+        return (edge < high) & (edge + size_px[axis] / grid[axis] > low)
+
+    return _in_boxes(boxes, tuple(grid), touches)
 
 
-def box_mask(boxes: Sequence[Box], *, shape: Sequence[int]) -> Bool[np.ndarray, "height width"]:
-    """Return the pixels of the stored film whose centre lies in a box."""
-    y, x = np.arange(shape[0]) + 0.5, np.arange(shape[1]) + 0.5
-    mask = np.zeros((shape[0], shape[1]), bool)
+def box_mask(boxes: Sequence[Box], *, shape: Sequence[int]) -> Bool[np.ndarray, " *stored"]:
+    """Return the pixels of the stored film, or the voxels of the volume, whose centre lies in a box."""
+
+    def within(low: float, high: float, axis: int) -> Bool[np.ndarray, " places"]:
+        centre = np.arange(shape[axis]) + 0.5
+        return (centre >= low) & (centre < high)
+
+    return _in_boxes(boxes, tuple(shape), within)
+
+
+def _in_boxes(
+    boxes: Sequence[Box],
+    shape: tuple[int, ...],
+    along: Callable[[float, float, int], Bool[np.ndarray, " places"]],
+) -> Bool[np.ndarray, " *places"]:
+    """Return the places that lie in a box along every axis."""
+    mask = np.zeros(shape, bool)
     for box in boxes:
-        mask |= ((y >= box.y0) & (y < box.y1))[:, None] & ((x >= box.x0) & (x < box.x1))[None, :]
+        inside = np.ones((), bool)
+        for axis, (low, high) in enumerate(box_sides(box, axes=len(shape))):
+            inside = inside[..., None] & along(low, high, axis)
+        mask |= inside
     return mask
 
 
-def pointing(
-    cells: Float[np.ndarray, "rows columns"], touched: Bool[np.ndarray, "rows columns"]
-) -> tuple[float, float]:
+def box_sides(box: Box, *, axes: int) -> tuple[tuple[float, float], ...]:
+    """Return where a box begins and ends along each axis of the array: rows first on a film.
+
+    Raises:
+        UsageError: a box in a volume without z.
+
+    Examples:
+        >>> box_sides(Box("nodule", 1.0, 2.0, 3.0, 4.0), axes=2)
+        ((2.0, 4.0), (1.0, 3.0))
+    """
+    if axes == 2:
+        return (box.y0, box.y1), (box.x0, box.x1)
+    if box.z0 is None or box.z1 is None:
+        raise UsageError(f"the box of '{box.label}' has no z; a box in a volume has six sides.")
+    return (box.x0, box.x1), (box.y0, box.y1), (box.z0, box.z1)
+
+
+def pointing(cells: Float[np.ndarray, " *grid"], touched: Bool[np.ndarray, " *grid"]) -> tuple[float, float]:
     """Return the pointing game's hit and its chance.
 
     A hit is 1 when the largest cell on the film touches a box of the finding; of equal largest cells each
@@ -68,7 +105,7 @@ def pointing(
 
 
 def contrast_to_noise(
-    heat: Float[np.ndarray, "height width"], inside: Bool[np.ndarray, "height width"]
+    heat: Float[np.ndarray, " *stored"], inside: Bool[np.ndarray, " *stored"]
 ) -> float | None:
     r"""Return $(\mu_\text{in} - \mu_\text{out}) / \sqrt{\sigma^2_\text{in} + \sigma^2_\text{out}}$, signed.
 
@@ -84,8 +121,8 @@ def contrast_to_noise(
 
 
 def mean_iou(
-    heat: Float[np.ndarray, "height width"],
-    inside: Bool[np.ndarray, "height width"],
+    heat: Float[np.ndarray, " *stored"],
+    inside: Bool[np.ndarray, " *stored"],
     *,
     thresholds: Sequence[float] = THRESHOLDS,
 ) -> float:

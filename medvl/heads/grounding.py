@@ -1,19 +1,21 @@
-"""Grounding: where in a film a phrase is, from the similarity of each region to the phrase."""
+"""Grounding: where in a film or a volume a phrase is, from the similarity of each region to the phrase."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Int16, Shaped, UInt8
 from scipy.ndimage import distance_transform_edt, gaussian_filter, map_coordinates
 
 from medvl.errors import UsageError
 from medvl.heads.zeroshot import prompt_vector
 from medvl.modeldir import LoadedModel
-from medvl.specs import InputSpec
+from medvl.sliding import Lattice
+from medvl.specs import InputSpec, VolumeInput
 
 __all__ = [
     "SIGMA",
@@ -23,27 +25,32 @@ __all__ = [
     "image_vectors",
     "phrase_map",
     "phrase_vector",
+    "volume_vectors",
 ]
 
 SIGMA = 0.1
 """Standard deviation of the smoothing as a share of the grid's side: hi-ml's 1.5 cells of 15."""
+_SLAB = 2**20
+"""Places of a map that are read at a time."""
 
 
 @dataclass(frozen=True)
 class ImageVectors:
-    """What a model says of some films: one vector a film, and one a region.
+    """What a model says of some films, or of one volume: one vector a picture, and one a region.
 
     Attributes:
-        pooled: for scores of whole films.
+        pooled: for scores of whole pictures.
         regions: in the space of :func:`phrase_vector`, row-major over ``grid``.
-        grid: rows and columns of regions.
+        grid: regions along each axis.
         mask: True where a region sees film.
+        lattice: where the grid of a volume lies; None for films, whose own shape decides.
     """
 
     pooled: Float[np.ndarray, "films dim"]
     regions: Float[np.ndarray, "films regions dim"]
     grid: tuple[int, ...]
     mask: Bool[np.ndarray, "films regions"]
+    lattice: Lattice | None = None
 
 
 @torch.inference_mode()
@@ -68,6 +75,20 @@ def image_vectors(loaded: LoadedModel, films: Sequence[UInt8[np.ndarray, "_ _"]]
     )
 
 
+def volume_vectors(loaded: LoadedModel, volume: Int16[np.ndarray, "x y z"]) -> ImageVectors:
+    """Return pooled and region vectors of one stored volume, by sliding windows where it is large.
+
+    Args:
+        loaded: the model with its specs.
+        volume: the stored array.
+
+    Raises:
+        ConfigError: the model is one of films.
+    """
+    found = loaded.whole(volume)
+    return ImageVectors(found.pooled[None], found.regions[None], found.grid, found.mask[None], found.lattice)
+
+
 @torch.inference_mode()
 def phrase_vector(loaded: LoadedModel, sentences: Sequence[str]) -> Float[np.ndarray, " dim"]:
     """Return the unit vector that regions are compared with: the mean of the sentences, each on its own.
@@ -87,22 +108,23 @@ def phrase_vector(loaded: LoadedModel, sentences: Sequence[str]) -> Float[np.nda
 
 
 def phrase_map(
-    loaded: LoadedModel, film: UInt8[np.ndarray, "height width"], sentences: Sequence[str]
-) -> Float[np.ndarray, "height width"]:
-    """Return where on a stored film the sentences are: cosine, smoothed, NaN where the model did not look.
+    loaded: LoadedModel, stored: Shaped[np.ndarray, "..."], sentences: Sequence[str]
+) -> Float[np.ndarray, "..."]:
+    """Return where on a stored film or volume the sentences are: cosine, smoothed, NaN where nobody looked.
 
     Args:
         loaded: the model with its specs.
-        film: a stored array.
+        stored: a stored array.
         sentences: what to look for.
 
     Raises:
         UsageError: there are no sentences.
     """
-    found = image_vectors(loaded, [film])
+    volumes = isinstance(loaded.input, VolumeInput)
+    found = volume_vectors(loaded, stored) if volumes else image_vectors(loaded, [stored])
     phrase = phrase_vector(loaded, sentences)
     cells = cell_map(found.regions[0], phrase, grid=found.grid, mask=found.mask[0])
-    return heat_map(cells, input=loaded.input, shape=film.shape)
+    return heat_map(cells, input=found.lattice or loaded.input, shape=stored.shape)
 
 
 def cell_map(
@@ -111,43 +133,43 @@ def cell_map(
     *,
     grid: Sequence[int],
     mask: Bool[np.ndarray, " regions"],
-) -> Float[np.ndarray, "rows columns"]:
+) -> Float[np.ndarray, " *grid"]:
     r"""Return $\cos(r_c, t)$ for each cell $c$ of the region grid, NaN where a cell sees no film.
 
     Args:
         regions: $r$, row-major over ``grid``, in the space of the phrase.
         phrase: $t$.
-        grid: rows and columns.
+        grid: regions along each of two or three axes.
         mask: True where a region sees film.
 
     Raises:
         UsageError: the grid does not hold as many cells as there are regions.
     """
-    if len(grid) != 2 or grid[0] * grid[1] != len(regions):
+    if len(grid) not in (2, 3) or math.prod(grid) != len(regions):
         raise UsageError(f"a grid of {tuple(grid)} does not hold {len(regions)} regions.")
     unit = regions.astype(np.float64)
     unit /= np.maximum(np.linalg.norm(unit, axis=1, keepdims=True), 1e-12)
     cells = unit @ (phrase.astype(np.float64) / max(float(np.linalg.norm(phrase)), 1e-12))
-    return np.where(mask, cells, np.nan).reshape(grid[0], grid[1])
+    return np.where(mask, cells, np.nan).reshape(tuple(grid))
 
 
 def heat_map(
-    cells: Float[np.ndarray, "rows columns"],
+    cells: Float[np.ndarray, " *grid"],
     *,
-    input: InputSpec,
-    shape: tuple[int, int],
+    input: InputSpec | VolumeInput | Lattice,
+    shape: tuple[int, ...],
     sigma: float = SIGMA,
-) -> Float[np.ndarray, "height width"]:
-    """Return a map in the geometry of the stored film, NaN where the model did not look.
+) -> Float[np.ndarray, " *stored"]:
+    """Return a map in the geometry of the stored film or volume, NaN where the model did not look.
 
     Cells are smoothed by a Gaussian that gives cells off the film no weight (else the black bars of the
     letterbox would pull the edge of the film down), then every stored pixel is carried into the tensor,
-    where ``input`` placed it, and the map is read there bilinearly.
+    where ``input`` placed it, and the map is read there linearly.
 
     Args:
         cells: from :func:`cell_map`.
-        input: how the stored array became the tensor.
-        shape: height and width of the stored array, in pixels.
+        input: how the stored array became the tensor, or where the grid lies.
+        shape: of the stored array.
         sigma: of the Gaussian, as a share of the grid's side; 0 for none.
 
     Examples:
@@ -158,28 +180,28 @@ def heat_map(
     film = (~np.isnan(cells)).astype(np.float64)
     smooth = np.where(film > 0, cells, 0.0)
     if sigma > 0:
-        spread = (sigma * cells.shape[0], sigma * cells.shape[1])
+        spread = tuple(sigma * side for side in cells.shape)
         weight = gaussian_filter(film, spread, mode="constant")
         smooth = gaussian_filter(smooth, spread, mode="constant") / np.maximum(weight, 1e-12)
-    elif not film.all():  # bilinear reading must not mix in cells off the film
+    elif not film.all():  # reading between cells must not mix in cells off the film
         smooth = _fill(smooth, film)
-    scale, top, left = input.placement(shape)
-    rows = (np.arange(shape[0]) + 0.5) * scale + top
-    columns = (np.arange(shape[1]) + 0.5) * scale + left
-    grid = np.meshgrid(
-        rows * cells.shape[0] / input.size_px[0] - 0.5,
-        columns * cells.shape[1] / input.size_px[1] - 0.5,
-        indexing="ij",
-    )
-    picture = map_coordinates(smooth, grid, order=1, mode="nearest")
-    outside = (rows < 0) | (rows > input.size_px[0])
-    picture[outside, :] = np.nan
-    picture[:, (columns < 0) | (columns > input.size_px[1])] = np.nan
+    lattice = input if isinstance(input, Lattice) else Lattice.of(input, shape)
+    axes = zip(shape, lattice.scale, lattice.offset, strict=True)
+    places = [(np.arange(side) + 0.5) * scale + offset for side, scale, offset in axes]
+    # As many voxels as fit, not all: the places of a large volume would take six times its memory.
+    step = max(1, _SLAB // math.prod(shape[1:]))
+    picture = np.empty(shape, np.float64 if len(shape) == 2 else np.float32)
+    cell = [at * n / size - 0.5 for at, n, size in zip(places, cells.shape, lattice.size_px, strict=True)]
+    for first in range(0, shape[0], step):
+        grid = np.meshgrid(cell[0][first : first + step], *cell[1:], indexing="ij")
+        picture[first : first + step] = map_coordinates(smooth, grid, order=1, mode="nearest")
+    for axis, (at, size) in enumerate(zip(places, lattice.size_px, strict=True)):
+        picture[(slice(None),) * axis + ((at < 0) | (at > size),)] = np.nan
     return picture
 
 
 def _fill(
-    cells: Float[np.ndarray, "rows columns"], film: Float[np.ndarray, "rows columns"]
-) -> Float[np.ndarray, "rows columns"]:
+    cells: Float[np.ndarray, " *grid"], film: Float[np.ndarray, " *grid"]
+) -> Float[np.ndarray, " *grid"]:
     nearest = distance_transform_edt(film == 0, return_distances=False, return_indices=True)
     return cells[tuple(nearest)]

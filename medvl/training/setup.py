@@ -153,7 +153,7 @@ def _extras(aim: Any, recipe: Recipe) -> dict[str, Any]:
 def _starts(recipe: Recipe) -> dict[str, Start]:
     towers: dict[Literal["image", "text"], TowerRecipe] = {"image": recipe.image, "text": recipe.text}
     return {
-        side: start_of(Path(tower.weights), side=side, name=tower.name)
+        side: start_of(Path(tower.weights), side=side, name=tower.name, inside=tower.options.get("encoder"))
         for side, tower in towers.items()
         if tower.weights is not None
     }
@@ -173,7 +173,7 @@ def _tokeniser(recipe: Recipe, pairs: PairDataset, starts: dict[str, Start]) -> 
 
 
 def fitted(name: str, options: Mapping[str, Any], spec: InputSpec | VolumeInput) -> dict[str, Any]:
-    """Return an image encoder's options with channels, axes and size of the input spec where it asks for them.
+    """Return an image encoder's options with channels, axes and size of the input spec where it asks.
 
     Examples:
         >>> fitted("resnet", {"widths": [8, 16]}, VolumeInput())
