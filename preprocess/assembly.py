@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from medvl.errors import BurnedInText
+from medvl.errors import BurnedInText, IrregularSeries
 from medvl.notice import NOTICE
 from medvl.preprocess.checks import Check, check_records
 from medvl.preprocess.chunks import Failure, Part
@@ -29,8 +29,14 @@ from medvl.store import FORMAT, index_bytes, index_digest, write_atomic
 __all__ = ["PrepareSummary", "Prepared", "assemble"]
 
 
-DROPPED = BurnedInText.__name__
-"""The rule under which films with text are left out because the call asks for it."""
+EXPECTED = frozenset(
+    {
+        BurnedInText.__name__,
+        *(f"{IrregularSeries.__name__}:{reason}" for reason in ("localizer", "derived")),
+    }
+)
+"""Rules under which nothing is lost: films with text that the call asks to leave out, and what every CT study
+holds besides its volumes."""
 REFUSED = frozenset(
     {
         "ambiguous_file_name",
@@ -81,7 +87,7 @@ class PrepareSummary:
     @property
     def complete(self) -> bool:
         """Whether every image that should have become a record did: none failed, none was refused."""
-        wrong = set(self.failures) - {DROPPED}
+        wrong = set(self.failures) - EXPECTED
         return bool(self.records) and not wrong and not REFUSED.intersection(self.unpaired)
 
     def to_json(self) -> dict[str, Any]:

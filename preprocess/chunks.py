@@ -27,7 +27,7 @@ from typing import Any
 from pydicom.errors import InvalidDicomError
 from pydicom.filereader import read_file_meta_info
 
-from medvl.errors import InputError, MedvlError, StoreError
+from medvl.errors import InputError, IrregularSeries, MedvlError, StoreError
 from medvl.preprocess.plan import Chunk, Task
 from medvl.preprocess.reading import kind_of
 from medvl.preprocess.samples import make_sample
@@ -35,7 +35,7 @@ from medvl.records import Record
 from medvl.store import record_row, row_record, write_atomic, write_shard
 from medvl.store.shards import Sample
 
-__all__ = ["Failure", "Part", "prepare_chunk", "read_part", "refused_write", "start_worker"]
+__all__ = ["Failure", "Part", "broken_rule", "prepare_chunk", "read_part", "refused_write", "start_worker"]
 
 
 @dataclass(frozen=True)
@@ -132,19 +132,36 @@ def _samples(
         try:
             sample = make_sample(task, job)
         except MedvlError as error:
-            failures.append(Failure(job.record_id, job.token, error.rule, str(error)))
+            failures.append(Failure(job.record_id, job.token, broken_rule(error), str(error)))
             continue
         yield sample
 
 
+def broken_rule(error: MedvlError) -> str:
+    """Return the rule that an item broke, with the verdict where there is one.
+
+    Examples:
+        >>> broken_rule(IrregularSeries("…", verdict="rejected:tilt"))
+        'IrregularSeries:tilt'
+    """
+    reasons = error.verdict.partition("rejected:")[2] if isinstance(error, IrregularSeries) else ""
+    return f"{error.rule}:{reasons}" if reasons else error.rule
+
+
 def _kinds(chunk: Chunk) -> dict[str, int]:
-    return dict(sorted(Counter(_kind(Path(job.path)) for job in chunk.jobs).items()))
+    kinds: Counter[str] = Counter()
+    for job in chunk.jobs:
+        files = job.files()
+        kinds[_kind(files[0])] += len(files)
+    return dict(sorted(kinds.items()))
 
 
 def _kind(path: Path) -> str:
     with contextlib.suppress(InputError, InvalidDicomError, AttributeError, KeyError, ValueError, EOFError):
         if kind_of(path) == "dicom":
             return f"DICOM {read_file_meta_info(path).TransferSyntaxUID.name}"
+        if path.name.lower().endswith((".nii", ".nii.gz")):
+            return "NIfTI"
         suffix = path.suffix[1:].upper()
         return {"JPG": "JPEG", "TIF": "TIFF", "": "no suffix"}.get(suffix, suffix)
     return "DICOM without transfer syntax"

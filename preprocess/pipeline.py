@@ -26,14 +26,24 @@ from medvl.errors import StoreError, UsageError
 from medvl.preprocess.assembly import Prepared, PrepareSummary, assemble
 from medvl.preprocess.chunks import read_part, refused_write
 from medvl.preprocess.lock import hold
-from medvl.preprocess.plan import Chunk, Task
-from medvl.preprocess.planning import Tables, digest_of, open_source, pair_source, plan_chunks, plan_jobs
+from medvl.preprocess.plan import Chunk, Irregular, Task
+from medvl.preprocess.planning import (
+    VOLUMETRIC,
+    Tables,
+    digest_of,
+    header_map,
+    open_source,
+    pair_source,
+    plan_chunks,
+    plan_jobs,
+    volume_source,
+)
 from medvl.preprocess.pool import Engine, ProcessPool, run_chunks
 from medvl.preprocess.pseudonyms import Pseudonyms, keep_key
 from medvl.preprocess.reading.burned import Policy
 from medvl.preprocess.sources.pairing import Pairing
 from medvl.progress import Progress
-from medvl.specs import PixelSpec, ReportSpec
+from medvl.specs import PixelSpec, ReportSpec, VolumeSpec
 from medvl.splits import split_of
 from medvl.store import write_atomic
 
@@ -49,16 +59,20 @@ def prepare(
     *,
     modality: str = "cxr",
     tables: Tables | None = None,
-    pixels: PixelSpec | None = None,
+    pixels: PixelSpec | VolumeSpec | None = None,
     report: ReportSpec | None = None,
     burned_in: Policy = "off",
+    masks: Path | None = None,
+    structures: Path | None = None,
+    allow_gaps: bool = False,
+    on_irregular: Irregular = "reject",
     clean_text: bool = True,
     split: Sequence[float] = (0.8, 0.1, 0.1),
     split_seed: int = 0,
     key: bytes | None = None,
     workers: int | None = None,
     scheduler: str | None = None,
-    shard_records: int = 64,
+    shard_records: int | None = None,
     retry_failed: bool = False,
     progress: Progress | None = None,
 ) -> PrepareSummary:
@@ -70,18 +84,25 @@ def prepare(
     Args:
         source: a tree of DICOM files or a folder of images, with their reports; or an archive of one.
         out: the store; a half-written one is resumed, a finished one is left as it is.
-        modality: kept in every record.
+        modality: ``"ct"`` takes volumes, DICOM series and NIfTI; kept in every record.
         tables: the layout of the source and its tables, where they are not to be found or guessed.
-        pixels: how an image becomes the stored array.
+        pixels: how an image becomes the stored array, a volume spec for CT.
         report: which sentences each text view keeps.
         burned_in: what is done about text in the pictures: a :data:`~medvl.preprocess.reading.burned.Policy`.
+        masks: of volumes: the folder of masks of anatomical structures, NIfTI by series UID, study UID or
+            file name; without it they are looked for in the source, as DICOM segmentations are.
+        structures: of volumes: a file that maps names of structures to parts, over the table of
+            :mod:`medvl.preprocess.structures`.
+        allow_gaps: of volumes: fill missing slices by linear interpolation instead of refusing the series.
+        on_irregular: of volumes: ``"resample"`` brings tilted and unevenly spaced series onto a regular grid
+            instead of refusing them.
         clean_text: take names and identifiers out of the reports and move their dates.
         split: shares of train, val and test, drawn by patient where the table gives no split.
         split_seed: another seed gives another split.
         key: pseudonym key; made, or taken from ``out/private/key``, if None.
         workers: processes of this machine; all cores if None.
         scheduler: address of a Dask scheduler whose workers do the chunks instead; the bytes are the same.
-        shard_records: most records in a shard.
+        shard_records: most records in a shard; 64 films or 8 volumes if None.
         retry_failed: do the chunks again in which an image failed.
         progress: called with images done, images in all, and the step.
 
@@ -91,7 +112,10 @@ def prepare(
         StoreError: the store cannot be written.
     """
     source, out, tables = Path(source), Path(out), tables or Tables()
-    pixels, report = pixels or PixelSpec(), report or ReportSpec()
+    report = report or ReportSpec()
+    pixels = pixels or (VolumeSpec() if modality in VOLUMETRIC else PixelSpec())
+    volumes = volume_source(pixels, modality, masks=masks, structures=structures)
+    shard_records = shard_records if shard_records is not None else (64 if volumes is None else 8)
     if shard_records < 1 or (workers is not None and workers < 1):
         raise UsageError(
             f"shard_records is {shard_records} and workers is {workers}; allowed are whole numbers from 1."
@@ -102,7 +126,10 @@ def prepare(
     with _sigterm_exits(), _silent_readers():
         try:
             folder = open_source(source, into=private / "source")
-            paired, layout = pair_source(folder, tables, modality=modality)
+            with header_map(volumes, workers, progress=progress) as map_headers:
+                paired, layout = pair_source(
+                    folder, tables, modality=modality, volumes=volumes, map_headers=map_headers
+                )
             for made in (private / "parts", private / "work", out / "shards"):
                 made.mkdir(parents=True, exist_ok=True)
             private.chmod(0o700)
@@ -122,6 +149,8 @@ def prepare(
                     "records per shard": shard_records,
                     "source": f"{len(jobs)} images with digest {digest_of(jobs)}",
                 }
+                if volumes is not None:
+                    options |= {"allow gaps": allow_gaps, "irregular series": on_irregular}
                 task = Task(
                     out,
                     modality,
@@ -131,6 +160,8 @@ def prepare(
                     burned_in=burned_in,
                     clean_text=clean_text,
                     label_text=not any(job.labels for job in jobs),
+                    allow_gaps=allow_gaps,
+                    on_irregular=on_irregular,
                 )
                 chunks = plan_chunks(jobs, most=shard_records)
                 if retry_failed:
@@ -149,7 +180,14 @@ def prepare(
 
 
 def preview(
-    source: str | Path, out: str | Path, *, modality: str = "cxr", tables: Tables | None = None
+    source: str | Path,
+    out: str | Path,
+    *,
+    modality: str = "cxr",
+    tables: Tables | None = None,
+    masks: Path | None = None,
+    structures: Path | None = None,
+    workers: int | None = None,
 ) -> Pairing:
     """Say what :func:`prepare` would pair, and why not the rest; nothing is written.
 
@@ -159,9 +197,14 @@ def preview(
         UsageError, BadTable, BadArchive: as :func:`prepare`.
     """
     _check_folders(Path(source), Path(out))
+    pixels = VolumeSpec() if modality in VOLUMETRIC else PixelSpec()
+    volumes = volume_source(pixels, modality, masks=masks, structures=structures)
     with _silent_readers():
         folder = open_source(Path(source), into=Path(out) / "private" / "source")
-        return pair_source(folder, tables or Tables(), modality=modality)[0]
+        with header_map(volumes, workers, progress=None) as map_headers:
+            return pair_source(
+                folder, tables or Tables(), modality=modality, volumes=volumes, map_headers=map_headers
+            )[0]
 
 
 def _run(

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from medvl.preprocess.reading.burned import Policy
+from medvl.preprocess.reading.series import Series
+from medvl.preprocess.structures_masks import Mask
 from medvl.records import Box, LabelState
-from medvl.specs import PixelSpec, ReportSpec
+from medvl.specs import PixelSpec, ReportSpec, VolumeSpec
 
-__all__ = ["Chunk", "Job", "Task"]
+__all__ = ["Chunk", "Irregular", "Job", "Task"]
+
+Irregular = Literal["reject", "resample"]
+"""What :func:`medvl.preprocess.reading.series.read_series` does with a series that is not regular."""
 
 
 @dataclass(frozen=True, repr=False)
 class Job:
-    """One image of the plan with all that a record needs and the pixels do not tell.
+    """One image or volume of the plan with all that a record needs and the pixels do not tell.
 
     It has no ``repr``: an engine may log the arguments of a task that fails.
     """
@@ -30,13 +36,21 @@ class Job:
     laterality: str | None = None
     labels: dict[str, LabelState] = field(default_factory=dict)
     boxes: tuple[Box, ...] = ()
-    """In pixels of the source."""
+    """In pixels of the source; of a volume in RAS+ millimetres."""
+    series: Series | None = None
+    """The slices of a volume, where it is a DICOM series."""
+    mask: Mask | None = None
+    """Of a volume."""
     names: tuple[str, ...] = ()
     """Of people; they must not survive in the text."""
     ids: tuple[str, ...] = ()
     """Identifiers that must not survive in the text."""
     shift_days: int = 0
     """By which every date of the patient moves."""
+
+    def files(self) -> tuple[Path, ...]:
+        """Return the files that hold its pixels."""
+        return (Path(self.path),) if self.series is None else self.series.paths
 
 
 @dataclass(frozen=True, repr=False)
@@ -58,7 +72,7 @@ class Task:
 
     out: Path
     modality: str
-    pixels: PixelSpec
+    pixels: PixelSpec | VolumeSpec
     report: ReportSpec
     plan: str
     """Digest of the plan; a part of another plan is not taken over."""
@@ -68,6 +82,10 @@ class Task:
     """Whether names, identifiers and dates are taken out of the reports."""
     label_text: bool = False
     """Whether the labels are what the reports say, because the source has no label."""
+    allow_gaps: bool = False
+    """Whether holes in a series are filled by interpolation."""
+    on_irregular: Irregular = "reject"
+    """What is done with tilted or unevenly spaced series."""
 
     def shard(self, chunk: Chunk) -> Path:
         """Return where the shard of a chunk lies."""

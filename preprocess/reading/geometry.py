@@ -30,6 +30,7 @@ MIN_STACK = 4
 
 REASONS = {
     "localizer": "a localizer, which plans other scans",
+    "derived": "a picture derived from a scan, such as a projection, a screen or a dose sheet",
     "no_position": "frames or slices that do not say where they lie",
     "bad_orientation": "direction cosines that are not two perpendicular unit vectors",
     "mixed_orientation": "slices that are not parallel",

@@ -13,8 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from medvl.preprocess.reading.series import Series
 from medvl.preprocess.sources.reasons import HINTS, METHODS
 from medvl.preprocess.sources.rows import Unpaired
+from medvl.preprocess.structures_masks import Mask
 from medvl.records import Box, LabelState
 
 __all__ = ["ROW_HEADER", "Item", "Pairing", "relative_name"]
@@ -40,6 +42,8 @@ class Item:
         kind: of the file, as in :class:`SourceFile`.
         line: of the report table, or number of the message; 0 when the report is a file of its own.
         study_date: ``YYYYMMDD``.
+        series, stack: of a DICOM volume its slices, and which of the volumes that begin in ``path`` it is.
+        mask: of a volume.
         names, ids: persons and identifiers that must not survive in the text; an identifier has 4 characters
             or more, since a shorter one would take measurements with it.
     """
@@ -58,6 +62,9 @@ class Item:
     kind: str = "dicom"
     line: int = 0
     study_date: str | None = field(default=None, repr=False)
+    series: Series | None = field(default=None, repr=False)
+    stack: int = 0
+    mask: Mask | None = field(default=None, repr=False)
     names: tuple[str, ...] = field(default=(), repr=False)
     ids: tuple[str, ...] = field(default=(), repr=False)
 

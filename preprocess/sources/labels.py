@@ -157,14 +157,21 @@ _CORNERS = (
     ("x1", "y1", "x2", "y2"),
     ("left", "top", "right", "bottom"),
 )
+_MILLIMETRES = ("x0mm", "y0mm", "z0mm", "x1mm", "y1mm", "z1mm")
 _SIZES = (("x", "y", "width", "height"), ("x", "y", "w", "h"), ("left", "top", "width", "height"))
 
 
-def read_boxes(path: str | Path) -> dict[str, tuple[Box, ...]]:
-    """Read a box table: image key → boxes, in pixels of the source image, end exclusive.
+def read_boxes(path: str | Path, *, millimetres: bool = False) -> dict[str, tuple[Box, ...]]:
+    """Read a box table: key of an image or study → boxes, end exclusive.
 
-    Columns: an image (SOPInstanceUID or file name), a label, and four corners or a corner and a size.
-    Rows without coordinates say "no box" and are passed over.
+    Columns: a key, a label, and corners. Of a film these are four corners, or a corner and a size, in pixels
+    of the source image. Of a volume they are ``x0_mm``, ``y0_mm``, ``z0_mm``, ``x1_mm``, ``y1_mm``,
+    ``z1_mm``: millimetres to the patient's right, front and top. Rows without coordinates say "no box" and
+    are passed over.
+
+    Args:
+        path: of the table.
+        millimetres: whether the boxes are those of volumes.
 
     Raises:
         BadTable: a column is missing, or a coordinate is no number or makes an empty box.
@@ -181,33 +188,43 @@ def read_boxes(path: str | Path) -> dict[str, tuple[Box, ...]]:
         ),
         None,
     )
-    four = next((names for names in (*_CORNERS, *_SIZES) if all(name in by_plain for name in names)), None)
-    if label is None or four is None:
+    known = (_MILLIMETRES,) if millimetres else (*_CORNERS, *_SIZES)
+    chosen = next((names for names in known if all(name in by_plain for name in names)), None)
+    if label is None or chosen is None:
+        allowed = (
+            "x0_mm, y0_mm, z0_mm, x1_mm, y1_mm, z1_mm"
+            if millimetres
+            else "x0, y0, x1, y1 or x, y, width, height"
+        )
         raise BadTable(
             f"the table {file_token(path)} lacks {'a label column' if label is None else 'coordinates'}.",
-            hint="Allowed are a label and x0, y0, x1, y1 or x, y, width, height.",
+            hint=f"Allowed are a label and {allowed}.",
         )
     found: dict[str, list[Box]] = {}
     for line, row in zip(frame.index, frame.to_dict("records"), strict=True):
-        cells = [row[by_plain[name]] for name in four]
+        cells = [row[by_plain[name]] for name in chosen]
         if any(cells):
             found.setdefault(row[key], []).append(
-                _box(finding_name(row[label]), cells, line, sized=four in _SIZES)
+                _box(finding_name(row[label]), cells, line, sized=chosen in _SIZES)
             )
     return {name: tuple(boxes) for name, boxes in found.items()}
 
 
 def _box(label: str, cells: list[str], line: int, *, sized: bool) -> Box:
     try:
-        x0, y0, x1, y1 = (float(cell) for cell in cells)
+        values = [float(cell) for cell in cells]
     except ValueError as error:
+        unit = "millimetres" if len(cells) == len(_MILLIMETRES) else "pixels"
         raise BadTable(
-            f"line {line} has a coordinate that is no number.", hint="Coordinates are pixels."
+            f"line {line} has a coordinate that is no number.", hint=f"Coordinates are {unit}."
         ) from error
+    axes = len(values) // 2
+    low, high = values[:axes], values[axes:]
     if sized:
-        x1, y1 = x0 + x1, y0 + y1
-    if not (math.isfinite(x0 + y0 + x1 + y1) and x1 > x0 and y1 > y0):
-        raise BadTable(
-            f"line {line} has an empty box: ({x0}, {y0}) to ({x1}, {y1}).", hint="Need x0 < x1 and y0 < y1."
-        )
-    return Box(label, x0, y0, x1, y1)
+        high = [start + size for start, size in zip(low, high, strict=True)]
+    if not (math.isfinite(sum(values)) and all(b > a for a, b in zip(low, high, strict=True))):
+        told = " to ".join(f"({', '.join(map(str, corner))})" for corner in (low, high))
+        below = " and ".join(f"{axis}0 < {axis}1" for axis in "xyz"[:axes])
+        raise BadTable(f"line {line} has an empty box: {told}.", hint=f"Need {below}.")
+    depth = {"z0": low[2], "z1": high[2]} if axes > 2 else {}
+    return Box(label, low[0], low[1], high[0], high[1], **depth)

@@ -22,10 +22,12 @@ from medvl.preprocess.sources.headers import FoundImage, Map, find_images
 from medvl.preprocess.sources.identifiers import calendar
 from medvl.preprocess.sources.items import ROW_HEADER, Item, Pairing
 from medvl.preprocess.sources.labels import read_boxes, read_labels
+from medvl.preprocess.sources.masks import Masks, find_masks
 from medvl.preprocess.sources.matching import Match, ReportTable, merged
 from medvl.preprocess.sources.names import ByKey
 from medvl.preprocess.sources.rows import Row, Unpaired
 from medvl.preprocess.sources.texts import gather
+from medvl.preprocess.sources.volumes import VOLUMES, VolumeSource, volumes_of, with_masks
 from medvl.records import Box, LabelState
 
 __all__ = ["RADIOGRAPHS", "ROW_HEADER", "Item", "Pairing", "SourceFile", "Unpaired", "discover", "pair"]
@@ -48,6 +50,7 @@ def pair(
     boxes: Path | None = None,
     map_headers: Map = map,
     kinds: frozenset[str] = RADIOGRAPHS,
+    volumes: VolumeSource | None = None,
 ) -> Pairing:
     """Match the images below a folder with the reports of its tables, text files, messages and SR objects.
 
@@ -67,6 +70,8 @@ def pair(
         map_headers: a ``map``, for example of a process pool, over which headers are read.
         kinds: kinds of image files to take, of ``dicom raster nifti slide damaged``. A TIFF is a slide where
             slides are taken and raster images are not.
+        volumes: put DICOM slices together to series, take NIfTI, and look for masks; boxes are then in RAS+
+            millimetres, and ``kinds`` those of volumes.
 
     Raises:
         UsageError: the source is not a folder.
@@ -74,9 +79,15 @@ def pair(
             in two splits.
     """
     source = folder_of(source)
+    kinds = kinds if volumes is None else VOLUMES
     files = [_as_slide(file, kinds) for file in discover(source)]
+    images, left_out, segmented = find_images(files, map_headers=map_headers, volumes=volumes is not None)
+    masks = Masks()
+    if volumes is not None:
+        masks = find_masks(files, segmented, folder=volumes.masks, structures=volumes.structures)
+        files = [file for file in files if file.path not in masks.taken]
+        images = volumes_of([image for image in images if image.file.path not in masks.taken])
     tables = choose_tables(source, files, table=table, labels=labels, boxes=boxes, columns=columns)
-    images, left_out = find_images(files, map_headers=map_headers)
     structured = [file for reason, file in left_out if reason == "structured_report"]
     left_out = [(reason, file) for reason, file in left_out if reason != "structured_report"]
     left_out += [(_why_no_image(file), file) for file in files if file.kind in _NO_IMAGES]
@@ -94,7 +105,7 @@ def pair(
         *more_tables,
         *(ReportTable(Columns(), rows) for rows in gathered.rows.values() if rows),
     ]
-    found, refused = _matched(images, sources, tables)
+    found, refused = _matched(images, sources, tables, millimetres=volumes is not None)
     found, strange = _without_viewers(found, files)
     unpaired += [*refused, *strange]
     if (
@@ -121,6 +132,9 @@ def pair(
         unpaired += [*one.unpaired, *one.unused(source)]
         notes += one.notes
     items, more = _patients(found, source)
+    items = with_masks(items, masks)
+    unpaired += [*masks.unpaired, *masks.unused()]
+    notes += masks.notes
     explain = tuple(line for line in reports.columns.explain() if not line.endswith(": none"))
     told = (*notes, *more)
     return Pairing(tuple(_splits(items)), tuple(unpaired), _shown(reports.columns), explain, told, source)
@@ -137,11 +151,11 @@ def _as_slide(file: SourceFile, kinds: frozenset[str]) -> SourceFile:
 
 
 def _matched(
-    images: Sequence[FoundImage], sources: Sequence[ReportTable], tables: Tables
+    images: Sequence[FoundImage], sources: Sequence[ReportTable], tables: Tables, *, millimetres: bool
 ) -> tuple[list[tuple[Item, DicomHeader | None]], list[Unpaired]]:
     """Return the items with their headers, and what was refused or left over."""
     by_labels = ByKey(read_labels(tables.labels) if tables.labels else {})
-    by_boxes = ByKey(read_boxes(tables.boxes) if tables.boxes else {})
+    by_boxes = ByKey(read_boxes(tables.boxes, millimetres=millimetres) if tables.boxes else {})
     found: list[tuple[Item, DicomHeader | None]] = []
     unpaired: list[Unpaired] = []
     gave_way: dict[int, Row] = {}
@@ -212,6 +226,8 @@ def _item(
         kind=image.file.kind,
         line=row.line if row else 0,
         study_date=_study_date(match, header),
+        series=image.series,
+        stack=image.stack,
         names=_persons(match, header),
         ids=_identifiers(match, header),
     )

@@ -27,7 +27,9 @@ HINTS: dict[str, str] = {
     "duplicate_file": "a copy of a file that is kept.",
     "not_a_radiograph": "this modality does not read such files; use the command of theirs.",
     "picture_of_a_medium": "a picture beside a DICOMDIR, as viewers have; name it in a table if it is meant.",
-    "other_modality": "its header says that it is no radiograph; prepare it by the command of its modality.",
+    "other_modality": "its header names another modality; prepare it by the command of that.",
+    "mask_without_volume": "no volume has its name, series or study; name it after one of them.",
+    "second_mask": "another mask of its volume is used.",
     "no_image_object": "a DICOM object without a picture (presentation state, dose report, …).",
     # files
     "outside_file": "a link that leads out of the source; copy the file in if it is meant.",
