@@ -24,7 +24,7 @@ from medvl.preprocess.reports.rules import load_rules
 from medvl.records import LabelState
 from medvl.specs import PLACEHOLDER, fold
 
-__all__ = ["PROMPT", "Generator", "Rewritten", "quoted", "refusal", "rewrite_sentences"]
+__all__ = ["PROMPT", "Answers", "Generator", "Rewritten", "quoted", "refusal", "rewrite_sentences"]
 
 PROMPT = (
     "Rewrite one sentence of a radiology report as short plain English. Keep every finding, number, unit, "
@@ -91,30 +91,57 @@ def rewrite_sentences(
         ConfigError: the prompt does not have ``{sentence}`` exactly once; the generator gave more or
             fewer answers than prompts; the parser is unknown.
     """
-    if prompt.count(_SLOT) != 1:
-        raise ConfigError(
-            f"the prompt has '{_SLOT}' {prompt.count(_SLOT)} times; it must stand there once.",
-            hint="Put it where the quoted sentence goes.",
-        )
     load_rules(parser)
-    salt = json.dumps([prompt, generator.digest])
-    answers = _read(cache)
+    answers = Answers(generator, cache=cache, prompt=prompt)
     queue = iter(reports)
     while batch := list(islice(queue, _BATCH_REPORTS)):
-        keys = {sentence: _key(sentence, salt) for report in batch for sentence in report}
-        missing = [sentence for sentence, key in keys.items() if key not in answers]
+        known = answers([sentence for report in batch for sentence in report])
+        for report in batch:
+            yield _checked(report, [known[sentence] for sentence in report], states, parser)
+
+
+class Answers:
+    """What a generator answers to sentences in a prompt, each asked once and remembered on disk.
+
+    Args:
+        generator: the model.
+        cache: a JSON-lines file that only grows; made if missing. Each answer is one line, on disk before it
+            is returned; a line that a kill tore is ignored.
+        prompt: text with ``{sentence}`` once.
+
+    Raises:
+        ConfigError: the prompt does not have ``{sentence}`` exactly once.
+    """
+
+    def __init__(self, generator: Generator, *, cache: Path, prompt: str) -> None:
+        if prompt.count(_SLOT) != 1:
+            raise ConfigError(
+                f"the prompt has '{_SLOT}' {prompt.count(_SLOT)} times; it must stand there once.",
+                hint="Put it where the quoted sentence goes.",
+            )
+        self._generator, self._cache, self._prompt = generator, cache, prompt
+        self._salt = json.dumps([prompt, generator.digest])
+        self._known = _read(cache)
+
+    def __call__(self, sentences: Sequence[str]) -> dict[str, str]:
+        """Return sentence to answer, and ask only for those that are not known.
+
+        Raises:
+            ConfigError: the generator gave more or fewer answers than prompts.
+        """
+        keys = {sentence: _key(sentence, self._salt) for sentence in sentences}
+        missing = [sentence for sentence, key in keys.items() if key not in self._known]
         if missing:
-            fresh = generator([prompt.replace(_SLOT, quoted(sentence)) for sentence in missing])
+            fresh = self._generator([self._prompt.replace(_SLOT, quoted(sentence)) for sentence in missing])
             if len(fresh) != len(missing):
                 raise ConfigError(
                     f"the generator gave {len(fresh)} answers to {len(missing)} prompts.",
                     hint="It must give one answer for each prompt, in order.",
                 )
             new = {keys[sentence]: answer for sentence, answer in zip(missing, fresh, strict=True)}
-            _append(cache, new)
-            answers |= new
-        for report in batch:
-            yield _checked(report, [answers[keys[sentence]] for sentence in report], states, parser)
+            _append(self._cache, new)
+            self._known |= new
+        return {sentence: self._known[key] for sentence, key in keys.items()}
 
 
 def _checked(
