@@ -74,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     lines = tables(options.folder)
     if options.out is None:
-        print("\n".join(lines))  # noqa: T201
+        print("\n".join(lines))
         return
     mark = "<!-- measured: organs -->\n"
     text = options.out.read_text("utf-8")
@@ -98,10 +98,6 @@ def tables(folder: Path) -> list[str]:
 
     sentences = [said for report in told for said in report]
     assigned = sum(bool(said.states) for said in sentences)
-    rules = {
-        rule: sum(said.rule == rule and bool(said.states) for said in sentences)
-        for rule in ("named", "leaning")
-    }
     normal = [label["state"] for label in labels.values()]
     said = [sentence_state(text) for text in texts]
     agree = np.array([a == b for a, b in zip(normal, said, strict=True)])
@@ -112,7 +108,7 @@ def tables(folder: Path) -> list[str]:
         f"{len(reports)} reports, {total} sentences; {assigned / total:.1%} belong to a part or several: "
         f"{share['named'] / total:.1%} name it, {share['leaning'] / total:.1%} lean on the sentence before.",
         "",
-        f"| {len(places)} sentences of held-out groups | micro F1 of (sentence, part) | sentences without error |",
+        f"| {len(places)} held-out sentences | micro F1 of (sentence, part) | sentences without error |",
         "|---|---|---|",
         f"| medvl | {scored(found, wanted, picks)} |",
         f"| the part named first | {scored(first, wanted, picks)} |",
