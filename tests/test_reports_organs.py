@@ -79,10 +79,10 @@ def test_each_clause_speaks_for_its_own_part():
 
 
 def test_a_part_that_was_not_judged_is_neither():
-    told = organ_report(parse_report("Evaluation of the liver is limited by motion."))
+    told = organ_report(parse_report("The liver was not included in full."))
     assert told["liver"].normal is None
     told = organ_report(
-        parse_report("Evaluation of the liver is limited by motion. No focal hepatic lesion.")
+        parse_report("The liver was not included in full. No focal hepatic lesion.")
     )
     assert told["liver"].normal is True and told["liver"].places == (0, 1)
 
