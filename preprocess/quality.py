@@ -17,8 +17,9 @@ from PIL import Image as Pillow
 from medvl.notice import NOTICE
 from medvl.preprocess.checks import Check, check_records
 from medvl.preprocess.chunks import Failure
+from medvl.preprocess.quality_volumes import group_of, outlined_planes, volume_facts
 from medvl.records import IS_PRESENT, Record, Report
-from medvl.specs import PixelSpec, ReportSpec, Spec, fold
+from medvl.specs import PixelSpec, ReportSpec, Spec, VolumeSpec, fold
 from medvl.splits import SPLITS
 from medvl.store import read_pixels
 
@@ -41,7 +42,7 @@ def render_quality(
     notes: Sequence[str],
     kinds: Mapping[str, int],
     checks: Sequence[Check],
-    pixels: PixelSpec,
+    pixels: PixelSpec | VolumeSpec,
     report: ReportSpec,
     shards: Path,
 ) -> str:
@@ -59,6 +60,7 @@ def render_quality(
         report: the spec that made the text views.
         shards: the folder of shards, for the sample pictures.
     """
+    volumes = isinstance(pixels, VolumeSpec)
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -74,14 +76,18 @@ def render_quality(
         checks=sorted(checks, key=lambda check: ("problem", "note", "ok").index(check.level)),
         worst=_worst(checks),
         failures=_failures(failures),
-        pictures=_pictures(records, kinds),
+        kinds=_bars(kinds),
+        pictures=None if volumes else _pictures(records),
+        volumes=volume_facts(records, failures, pixels, bars=_bars, histogram=_histogram)
+        if isinstance(pixels, VolumeSpec)
+        else None,
         text=_text(records, report),
         labels=_labels(records),
         agreement=_agreement(records),
         removed=_bars(sum((Counter(record.redactions) for record in records), Counter())),
         burned=_burned(records),
-        samples=_samples(records, shards),
-        specs=[_spec("pixel spec", pixels), _spec("report spec", report)],
+        samples=_samples(records, shards, volumes=volumes),
+        specs=[_spec(pixels.what, pixels), _spec(report.what, report)],
     )
 
 
@@ -89,6 +95,7 @@ def store_page(records: Sequence[Record], manifest: Mapping[str, Any], path: Pat
     """Return the page of a store that exists, from its records, its manifest and its failures."""
     failures = path / "failures.jsonl"
     lines = failures.read_text("utf-8").splitlines() if failures.is_file() else []
+    values = manifest["specs"]["pixels"]
     told = [f"made from another store: {key}" for key in ("appended", "selected_from") if key in manifest]
     return render_quality(
         records,
@@ -98,7 +105,7 @@ def store_page(records: Sequence[Record], manifest: Mapping[str, Any], path: Pat
         notes=told,
         kinds=Counter(record.source_kind for record in records),
         checks=check_records(records),
-        pixels=PixelSpec.from_json(manifest["specs"]["pixels"]),
+        pixels=(VolumeSpec if values.get("kind") == "volume" else PixelSpec).from_json(values),
         report=ReportSpec.from_json(manifest["specs"]["report"]),
         shards=path / "shards",
     )
@@ -154,7 +161,7 @@ def _failures(failures: Sequence[Failure]) -> list[dict[str, Any]]:
     ]
 
 
-def _pictures(records: Sequence[Record], kinds: Mapping[str, int]) -> dict[str, Any]:
+def _pictures(records: Sequence[Record]) -> dict[str, Any]:
     def size(shape: tuple[int, ...]) -> str:
         return " × ".join(map(str, shape[::-1]))
 
@@ -162,7 +169,6 @@ def _pictures(records: Sequence[Record], kinds: Mapping[str, int]) -> dict[str, 
         return _bars(Counter(values), most=most)
 
     return {
-        "kinds": _bars(kinds),
         "tables": [
             ("View", count(record.view or "not stated" for record in records)),
             ("Side", count(record.laterality or "not stated" for record in records)),
@@ -280,20 +286,24 @@ def _burned(records: Sequence[Record]) -> dict[str, int] | None:
     }
 
 
-def _samples(records: Sequence[Record], shards: Path) -> list[dict[str, Any]]:
+def _samples(records: Sequence[Record], shards: Path, *, volumes: bool) -> list[dict[str, Any]]:
     by_view: dict[str, list[Record]] = defaultdict(list)
     for record in records:
-        by_view[record.view or "view not stated"].append(record)
+        by_view[group_of(record) if volumes else record.view or "view not stated"].append(record)
     groups = []
     for view, group in sorted(by_view.items(), key=lambda item: (-len(item[1]), item[0]))[:6]:
         # Records with something to see first; ids are random, so their order is a fair draw.
         best = sorted(group, key=lambda r: (not r.boxes, not r.report, r.record_id))
-        cards = [_card(record, shards) for record in best[:_PICTURES_PER_VIEW]]
+        shown = best[:_PICTURES_PER_VIEW]
+        cards = [
+            _card(record, outlined_planes(record, shards) if volumes else _film(record, shards))
+            for record in shown
+        ]
         groups.append({"view": view, "count": len(group), "cards": cards})
     return groups
 
 
-def _card(record: Record, shards: Path) -> dict[str, Any]:
+def _film(record: Record, shards: Path) -> dict[str, Any]:
     stored = read_pixels(shards, record)
     picture = Pillow.fromarray(stored)
     picture.thumbnail((_PICTURE_PX, _PICTURE_PX), Pillow.Resampling.BILINEAR, reducing_gap=2.0)
@@ -301,8 +311,6 @@ def _card(record: Record, shards: Path) -> dict[str, Any]:
     picture.save(stream, "JPEG", quality=80)
     height, width = stored.shape[:2]
     return {
-        "id": record.record_id,
-        "split": record.split,
         "src": "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode(),
         "width": width,
         "height": height,
@@ -316,6 +324,13 @@ def _card(record: Record, shards: Path) -> dict[str, Any]:
             }
             for box in record.boxes
         ],
+    }
+
+
+def _card(record: Record, picture: dict[str, Any]) -> dict[str, Any]:
+    return picture | {
+        "id": record.record_id,
+        "split": record.split,
         "regions": [
             {"kind": r.kind, "x": r.x0, "y": r.y0, "width": r.x1 - r.x0, "height": r.y1 - r.y0}
             for r in record.text_regions

@@ -25,7 +25,7 @@ FOLDERS = frozenset("mask masks segmentation segmentations labelstr labelsts str
 """Names of folders that hold masks."""
 
 _ENDINGS = re.compile(
-    r"[ _.\-](?:seg|segs|segmentations?|dseg|masks?|labels?|labelmap|structures|parts|total|totalseg|organs)$",
+    r"[ _.\-](?:seg|segs|segmentations?|dseg|masks?|labels?|labelmap|structures|total|organs)$",
     re.I,
 )
 _NAMING = ("labels", "structures", "dataset")
