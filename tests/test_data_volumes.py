@@ -145,7 +145,7 @@ def test_motion_is_linear_reading_at_the_moved_places(store):
 
 
 def test_rotation_turns_about_z_to_the_left():
-    """At +90 degrees the output at +x from the middle shows the input at +y: matrix @ (1, 0, 0) = (0, 1, 0)."""
+    """At +90 degrees the output at +x of the middle shows the input at +y: matrix @ (1, 0, 0) = (0, 1, 0)."""
 
     class Ends(np.random.Generator):
         def uniform(self, low=0, high=1, size=None):
@@ -156,7 +156,7 @@ def test_rotation_turns_about_z_to_the_left():
 
 
 def test_values_change_before_the_window(store):
-    """An offset of 100 HU in a window of 400 moves unclipped voxels by a quarter over the deviation of 0.25."""
+    """An offset of 100 HU in a window of 400 moves unclipped voxels by a quarter of it, over 0.25."""
 
     class Up(VolumeAugment):
         def values(self, hu, stream):

@@ -17,8 +17,10 @@ from medvl.store import FORMAT, INDEX_SCHEMA, record_row, write_shard
 
 SPEC = VolumeSpec(spacing_mm=(4.0, 4.0, 4.0))
 LUNGS, LIVER = PARTS["ct"].index("lungs") + 1, PARTS["ct"].index("liver") + 1
-FINDINGS = {"lung_nodule": (LUNGS, "A nodule in the lung.", "The lungs are clear.", 400),
-            "liver_lesion": (LIVER, "A lesion in the liver.", "The liver is unremarkable.", 1200)}  # fmt: skip
+FINDINGS = {
+    "lung_nodule": (LUNGS, "A nodule in the lung.", "The lungs are clear.", 400),
+    "liver_lesion": (LIVER, "A lesion in the liver.", "The liver is unremarkable.", 1200),
+}
 
 VOLUME = (
     "modality=ct",

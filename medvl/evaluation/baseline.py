@@ -20,6 +20,7 @@ from medvl.progress import Progress
 from medvl.records import Record
 from medvl.store import Store
 from medvl.training.recipe import Recipe
+from medvl.training.setup import fitted
 
 __all__ = ["ridge_baseline", "tower_features"]
 
@@ -81,7 +82,7 @@ def tower_features(
     """Return pooled features of the towers as the recipe builds them: pretrained where they are, unaligned.
 
     No adapter, no projection and no step of training is in them. A tower without pretrained weights has
-    random ones, drawn with seed 0.
+    random ones, drawn with seed 0. Of a volume that is larger than the tensor its middle is read.
 
     Args:
         loaded: the trained model; its specs and tokeniser are used, not its weights.
@@ -93,7 +94,8 @@ def tower_features(
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        image = build_image_encoder(recipe.image.name, recipe.image.options).eval()
+        options = fitted(recipe.image.name, recipe.image.options, recipe.input)
+        image = build_image_encoder(recipe.image.name, options).eval()
         text = build_text_encoder(recipe.text.name, recipe.text.options, loaded.tokeniser).eval()
 
     def images(chunk: Sequence[Any]) -> torch.Tensor:

@@ -16,7 +16,10 @@ from medvl.specs import text_hash
 from medvl.splits import SPLITS, split_of
 from medvl.store import Store
 
-__all__ = ["Cases", "TextItem", "choose_cases"]
+__all__ = ["NOUNS", "Cases", "TextItem", "choose_cases"]
+
+NOUNS = {"cxr": "film", "ct": "volume"}
+"""What an image of each modality is called in tables and pages."""
 
 
 @dataclass(frozen=True)
@@ -102,18 +105,19 @@ def choose_cases(store: Store, *, split: str, split_seed: int | None, view: str 
             hint="Split by patient: prepare the store again, or give data.split_seed when training.",
         )
     seen = {record.pixel_hash for record in train}
+    noun = NOUNS.get(str(store.manifest.get("modality")), "film")
     left_out: Counter[str] = Counter()
     images: list[Record] = []
     for record in chosen:
         if record.geometry.startswith("rejected"):
-            left_out[f"film {record.geometry}"] += 1
+            left_out[f"{noun} {record.geometry}"] += 1
         elif record.pixel_hash and record.pixel_hash in seen:
-            left_out["film equal to one of the training split"] += 1
+            left_out[f"{noun} equal to one of the training split"] += 1
         else:
             images.append(record)
     texts = _texts(images, view)
     told = {text.study_id for text in texts}
-    left_out["film without a report (out of retrieval only)"] = sum(r.study_id not in told for r in images)
+    left_out[f"{noun} without a report (out of retrieval only)"] = sum(r.study_id not in told for r in images)
     if not texts and images:
         raise UsageError(
             f"no record of the split '{split}' has a report.", hint="Prepare it with a report table."
@@ -121,7 +125,7 @@ def choose_cases(store: Store, *, split: str, split_seed: int | None, view: str 
     if not images:
         why = "".join(f", {n} left out: {reason}" for reason, n in left_out.items() if n)
         raise UsageError(
-            f"the split '{split}' holds no usable film: {len(chosen)} records{why}.",
+            f"the split '{split}' holds no usable {noun}: {len(chosen)} records{why}.",
             hint="Prepare more patients, or evaluate another split.",
         )
     usable = tuple(r for r in train if not r.geometry.startswith("rejected") and any(getattr(r, view)))

@@ -54,14 +54,19 @@ _STYLE: Any = {
 }
 
 
-def recall_figure(numbers: Mapping[str, Any]) -> Figure:
-    """Draw R@1, R@5 and R@10 of both directions with intervals, between chance and ceiling."""
+def recall_figure(numbers: Mapping[str, Any], *, noun: str = "film") -> Figure:
+    """Draw R@1, R@5 and R@10 of both directions with intervals, between chance and ceiling.
+
+    Args:
+        numbers: of an evaluation.
+        noun: what an image is called.
+    """
     modes = [mode for mode in MODE_NAMES if f"retrieval/image_to_text/{mode}/R@1/model" in numbers]
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(3.1 * len(modes) + 0.3, 3.3), layout="constrained")
         panels = figure.subplots(1, len(modes), sharey=True, squeeze=False)[0]
         for axes, mode in zip(panels, modes, strict=True):
-            _recall_panel(axes, numbers, mode)
+            _recall_panel(axes, numbers, mode, noun)
             axes.set_title(f"right = {MODE_NAMES[mode]}")
         panels[0].set_ylabel("recall")
         handles, names = panels[0].get_legend_handles_labels()
@@ -71,7 +76,7 @@ def recall_figure(numbers: Mapping[str, Any]) -> Figure:
     return figure
 
 
-def _recall_panel(axes: Axes, numbers: Mapping[str, Any], mode: str) -> None:
+def _recall_panel(axes: Axes, numbers: Mapping[str, Any], mode: str, noun: str) -> None:
     ks = [k for k in (1, 5, 10) if f"retrieval/image_to_text/{mode}/R@{k}/model" in numbers]
     axes.set_ylim(0, 1.02)
     axes.set_xlim(-0.5, len(ks) - 0.5)
@@ -94,7 +99,7 @@ def _recall_panel(axes: Axes, numbers: Mapping[str, Any], mode: str) -> None:
                 "o",
                 color=colour,
                 markersize=6.5,
-                label=DIRECTIONS[direction] if first else None,
+                label=DIRECTIONS[direction].replace("film", noun) if first else None,
             )
             for row, line in (("ceiling", "-"), ("chance", ":")):
                 value = numbers[f"{prefix}/{row}"]["value"]
@@ -138,6 +143,7 @@ def embedding_map(
     texts: Float[np.ndarray, "pairs dim"],
     groups: Sequence[str],
     *,
+    noun: str = "film",
     seed: int = 0,
 ) -> Figure:
     """Draw films and their reports in one plane: t-SNE of both towers, coloured by finding.
@@ -149,6 +155,7 @@ def embedding_map(
         images: film vectors.
         texts: report vectors, row i the partner of image i.
         groups: what colours a pair.
+        noun: what an image is called.
         seed: of t-SNE.
     """
     plane = _plane(np.concatenate([_centred(images), _centred(texts)]), seed)
@@ -184,7 +191,7 @@ def embedding_map(
                 linewidth=1.1,
                 zorder=2,
             )
-        axes.scatter([], [], s=20, color=_SOFT, label="filled: film")
+        axes.scatter([], [], s=20, color=_SOFT, label=f"filled: {noun}")
         axes.scatter([], [], s=20, facecolor="none", edgecolor=_SOFT, label="hollow: report")
         axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8.5, labelspacing=0.7)
     return figure

@@ -14,23 +14,31 @@ import numpy as np
 from medvl.evaluation import figures
 from medvl.evaluation.cases import Cases
 from medvl.evaluation.embedding import Embedded
-from medvl.evaluation.pictures import film_picture, heat_picture
+from medvl.evaluation.organs import ORGAN_ROWS
+from medvl.evaluation.pictures import (
+    case_picture,
+    film_picture,
+    heat_picture,
+    volume_heat_picture,
+    volume_picture,
+)
 from medvl.evaluation.sections import Grounding, Grounds, Retrieved, Scored
 from medvl.evaluation.tables import (
-    DIRECTIONS,
     MODE_NAMES,
     ROW_NAMES,
     cell,
+    directions,
     grounding_rows,
     is_rank,
+    organ_rows,
     retrieval_rows,
     zero_shot_rows,
 )
 from medvl.heads.grounding import heat_map
 from medvl.notice import NOTICE
+from medvl.planes import Montage, window_of
 from medvl.progress import Progress
 from medvl.records import IS_PRESENT, Record
-from medvl.specs import InputSpec
 from medvl.store import Store, write_atomic
 
 __all__ = ["Results", "write_page"]
@@ -39,6 +47,7 @@ _QUERIES = 4
 _TOP = 5
 _MAPS = 12
 _MAP_PAIRS = 600
+_MONTAGE_PX = 480
 
 
 @dataclass(frozen=True)
@@ -52,7 +61,11 @@ class Results:
     retrieved: Retrieved
     scored: Scored
     grounds: Grounds
-    input: InputSpec
+
+    @property
+    def noun(self) -> str:
+        """What an image is called."""
+        return str(self.metrics["data"].get("noun", "film"))
 
 
 def write_page(out: Path, results: Results, *, progress: Progress | None = None) -> Path:
@@ -83,12 +96,16 @@ def write_page(out: Path, results: Results, *, progress: Progress | None = None)
     environment.filters["cell"] = cell
     environment.filters["words"] = lambda name: name.replace("_", " ")
     numbers = results.metrics["numbers"]
+    organs, by_part = organ_rows(numbers)
     html = environment.from_string(template).render(
         notice=NOTICE,
         about=results.metrics,
-        tiles=_tiles(numbers),
-        tables=_tables(numbers),
+        noun=results.noun,
+        tiles=_tiles(results.metrics),
+        tables=_tables(results.metrics),
         zero_shot=zero_shot_rows(numbers, results.metrics["protocol"]),
+        organs={row: ORGAN_ROWS[row] for row in organs},
+        by_part=by_part,
         grounding=grounding_rows(numbers),
         figures={name: jinja2.utils.markupsafe.Markup(svg) for name, svg in drawn.items()},
         gallery=gallery,
@@ -102,7 +119,7 @@ def write_page(out: Path, results: Results, *, progress: Progress | None = None)
 def _figures(folder: Path, results: Results) -> dict[str, str]:
     folder.mkdir(parents=True, exist_ok=True)
     numbers = results.metrics["numbers"]
-    drawn = {"recall": figures.recall_figure(numbers)}
+    drawn = {"recall": figures.recall_figure(numbers, noun=results.noun)}
     if results.scored.curves:
         drawn["roc"] = figures.roc_figure(results.scored.curves, numbers)
     films, texts = _partners(results)
@@ -113,7 +130,10 @@ def _figures(folder: Path, results: Results) -> dict[str, str]:
         told = results.cases.with_text
         groups = [_group(results.cases.images[told[row]]) for row in films]
         drawn["map"] = figures.embedding_map(
-            results.embedded.images[[told[row] for row in films]], results.embedded.texts[texts], groups
+            results.embedded.images[[told[row] for row in films]],
+            results.embedded.texts[texts],
+            groups,
+            noun=results.noun,
         )
     for name, figure in drawn.items():
         figures.save(figure, folder / name)
@@ -151,10 +171,12 @@ def _spread(labels: np.ndarray, random: np.random.Generator, count: int) -> list
     return [*ordered, *(row for row in rows if row not in set(ordered))][:count]
 
 
-def _tiles(numbers: Mapping[str, Any]) -> list[dict[str, str]]:
-    tiles = []
-    for direction, name in DIRECTIONS.items():
+def _tiles(metrics: Mapping[str, Any]) -> list[dict[str, str]]:
+    tiles, numbers = [], metrics["numbers"]
+    for direction, name in directions(metrics).items():
         prefix = f"retrieval/{direction}/id"
+        if f"{prefix}/R@1/ceiling" not in numbers:
+            continue
         k = max(k for k in (1, 5, 10) if f"{prefix}/R@{k}/model" in numbers)
         chance, best = numbers[f"{prefix}/R@{k}/chance"]["value"], numbers[f"{prefix}/R@{k}/ceiling"]["value"]
         tiles.append(
@@ -167,6 +189,12 @@ def _tiles(numbers: Mapping[str, Any]) -> list[dict[str, str]]:
     if "zeroshot/macro/AUROC/model" in numbers:
         number = numbers["zeroshot/macro/AUROC/model"]
         tiles.append(_tile("zero-shot AUROC, mean of findings", number, "chance 0.500"))
+    for row in ("query", "regions"):
+        if f"organs/macro/AUROC/{row}" in numbers:
+            whole = numbers["organs/macro/AUROC/whole"]["value"]
+            number = numbers[f"organs/macro/AUROC/{row}"]
+            tiles.append(_tile("AUROC from the finding's own part", number, f"whole volume {whole:.3f}"))
+            break
     if "grounding/all/pointing/model" in numbers:
         chance = numbers["grounding/all/pointing/chance"]["value"]
         tiles.append(_tile("pointing game", numbers["grounding/all/pointing/model"], f"chance {chance:.3f}"))
@@ -178,10 +206,10 @@ def _tile(name: str, number: Mapping[str, Any], beside: str) -> dict[str, str]:
     return {"name": name, "value": f"{number['value']:.3f}", "interval": interval, "beside": beside}
 
 
-def _tables(numbers: Mapping[str, Any]) -> list[dict[str, Any]]:
-    tables = []
+def _tables(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
+    tables, numbers = [], metrics["numbers"]
     for mode, right in MODE_NAMES.items():
-        for direction, name in DIRECTIONS.items():
+        for direction, name in directions(metrics).items():
             columns, rows = retrieval_rows(numbers, direction, mode)
             if columns:
                 tables.append(
@@ -218,7 +246,7 @@ def _gallery(results: Results, random: np.random.Generator) -> dict[str, list[di
                 "words": cases.texts[column].words,
                 "hits": [
                     {
-                        "picture": film_picture(results.store.pixels(cases.images[told[row]]), side_px=240),
+                        "picture": _picture(results, told[row], side_px=240),
                         "score": f"{scores[row]:.3f}",
                         "right": _right(results, row, column),
                         "group": _findings(cases.images[told[row]]),
@@ -232,7 +260,7 @@ def _gallery(results: Results, random: np.random.Generator) -> dict[str, list[di
         scores = retrieved.scores[row]
         by_image.append(
             {
-                "picture": film_picture(results.store.pixels(cases.images[told[row]]), side_px=300),
+                "picture": _picture(results, told[row], side_px=300),
                 "group": _findings(cases.images[told[row]]),
                 "hits": [
                     {
@@ -246,6 +274,11 @@ def _gallery(results: Results, random: np.random.Generator) -> dict[str, list[di
             }
         )
     return {"text": by_text, "image": by_image}
+
+
+def _picture(results: Results, row: int, *, side_px: int) -> str:
+    record = results.cases.images[row]
+    return case_picture(record, results.store.pixels(record), side_px=side_px)
 
 
 def _top(scores: np.ndarray) -> list[int]:
@@ -279,13 +312,26 @@ def _maps(results: Results, random: np.random.Generator) -> list[dict[str, Any]]
 
 def _map(results: Results, item: Grounding) -> dict[str, Any]:
     record = results.cases.images[item.row]
-    film = results.store.pixels(record)
+    stored = results.store.pixels(record)
+    heat = heat_map(item.cells, input=item.lattice, shape=stored.shape)
+    pictures = _volume_pictures if stored.ndim == 3 else _film_pictures
+    return {"finding": item.finding, "pictures": pictures(record, stored, heat, item), "hit": item.hit == 1}
+
+
+def _hottest(item: Grounding) -> list[float]:
+    """Return the middle of the hottest cell, in pixels or voxels of the stored array."""
+    cell = np.unravel_index(np.nanargmax(item.cells), item.cells.shape)
+    axes = zip(
+        cell, item.cells.shape, item.lattice.size_px, item.lattice.scale, item.lattice.offset, strict=True
+    )
+    return [((at + 0.5) / cells * size - offset) / scale for at, cells, size, scale, offset in axes]
+
+
+def _film_pictures(
+    record: Record, film: np.ndarray, heat: np.ndarray, item: Grounding
+) -> list[dict[str, Any]]:
     height, width = film.shape
-    heat = heat_map(item.cells, input=results.input, shape=(height, width))
-    scale, top, left = results.input.placement(film.shape)
-    row, column = np.unravel_index(np.nanargmax(item.cells), item.cells.shape)
-    x = (column + 0.5) / item.cells.shape[1] * results.input.size_px[1]
-    y = (row + 0.5) / item.cells.shape[0] * results.input.size_px[0]
+    y, x = _hottest(item)
     boxes: Sequence[dict[str, float]] = [
         {
             "left": 100 * box.x0 / width,
@@ -295,14 +341,36 @@ def _map(results: Results, item: Grounding) -> dict[str, Any]:
         }
         for box in item.boxes
     ]
-    return {
-        "finding": item.finding,
-        "film": film_picture(film),
-        "heat": heat_picture(film, heat),
-        "boxes": boxes,
-        "hottest": (_inside((x - left) / scale / width), _inside((y - top) / scale / height)),
-        "hit": item.hit == 1,
-    }
+    return [
+        {"src": film_picture(film), "boxes": boxes, "rings": []},
+        {
+            "src": heat_picture(film, heat),
+            "boxes": boxes,
+            "rings": [(_inside(x / width), _inside(y / height))],
+        },
+    ]
+
+
+def _volume_pictures(
+    record: Record, volume: np.ndarray, heat: np.ndarray, item: Grounding
+) -> list[dict[str, Any]]:
+    """Return the slices through the first box, and those through the hottest cell under the map."""
+    spacing, window = record.spacing_mm or (1.0, 1.0, 1.0), window_of([item.finding])
+    hottest, box = tuple(_hottest(item)), item.boxes[0]
+    middle = ((box.x0 + box.x1) / 2, (box.y0 + box.y1) / 2, ((box.z0 or 0) + (box.z1 or 0)) / 2)
+    truth, found = (Montage(volume.shape, spacing, at=at, side_px=_MONTAGE_PX) for at in (middle, hottest))
+    return [
+        {
+            "src": volume_picture(volume, truth, window=window),
+            "boxes": [place for box in item.boxes for place in truth.boxes(box)],
+            "rings": [],
+        },
+        {
+            "src": volume_heat_picture(volume, heat, found, window=window),
+            "boxes": [place for box in item.boxes for place in found.boxes(box)],
+            "rings": found.mark(hottest),
+        },
+    ]
 
 
 def _inside(share: float) -> float:

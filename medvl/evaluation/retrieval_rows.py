@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float
 from medvl.evaluation.bootstrap import Bootstrap, Number, spread
 from medvl.evaluation.retrieval import MODES, Keys, Mode, Ranking, relevance
 
-__all__ = ["RECALL_AT", "Direction", "direction_numbers", "gallery_numbers"]
+__all__ = ["RECALL_AT", "Direction", "direction_numbers", "gallery_numbers", "sideways_numbers"]
 
 RECALL_AT = (1, 5, 10)
 PRECISION_AT = (5, 10, 50)
@@ -107,6 +107,46 @@ def gallery_numbers(direction: Direction, *, seed: int = 0) -> dict[str, Number]
                     found.setdefault(f"{mode}/R@{k}/gallery-{size}", []).append(float(hits.mean()))
         numbers |= {key: spread(values, n=size) for key, values in found.items()}
     return numbers
+
+
+def sideways_numbers(
+    scores: Float[np.ndarray, "images images"],
+    keys: Keys,
+    *,
+    patients: Collection[Any],
+    resamples: int = 2000,
+    seed: int = 0,
+) -> tuple[dict[str, Number], dict[str, int]]:
+    """Return how well images find other images, and how many queries each relevance mode leaves out.
+
+    In the mode ``id`` the right answers are the other images of the study, such as a second reconstruction.
+    In the others they are images of *other* studies with an equal report or equal findings, and those of
+    the query's own study are no candidates. Rows: ``model`` and ``chance`` (a constant score, in closed form).
+
+    Args:
+        scores: cosine of each image with each.
+        keys: what the images are equal in.
+        patients: the patient of each image.
+        resamples: of the patient bootstrap.
+        seed: of the bootstrap.
+    """
+    numbers: dict[str, Number] = {}
+    left_out: dict[str, int] = {}
+    people = np.asarray([str(patient) for patient in patients])
+    for mode in MODES:
+        same = np.eye(len(scores), dtype=bool) if mode == "id" else relevance(keys, keys, mode="id")
+        relevant = relevance(keys, keys, mode=mode) & ~same
+        kept = relevant.any(1)
+        left_out[mode] = int((~kept).sum())
+        if not kept.any():
+            continue
+        bootstrap = Bootstrap(people[kept].tolist(), resamples=resamples, seed=seed)
+        for row, values in (("model", scores), ("chance", np.zeros_like(scores, np.float64))):
+            # Below every cosine: what is no candidate comes after all others, where no right answer is.
+            ranking = Ranking(np.where(same, -2.0, values)[kept])
+            figures = _figures(ranking, relevant[kept], mode, bootstrap if row == "model" else None)
+            numbers |= {f"{mode}/{metric}/{row}": number for metric, number in figures.items()}
+    return numbers, left_out
 
 
 def _cut(gallery: int) -> tuple[int, ...]:

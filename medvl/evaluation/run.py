@@ -12,20 +12,23 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from medvl.anatomy import PARTS, finding_parts
 from medvl.errors import DigestMismatch, UsageError, nearest
 from medvl.evaluation.baseline import ridge_baseline
 from medvl.evaluation.bootstrap import METHOD
-from medvl.evaluation.cases import Cases, choose_cases
+from medvl.evaluation.cases import NOUNS, Cases, choose_cases
 from medvl.evaluation.embedding import Embedded, embed_cases
 from medvl.evaluation.grounding import THRESHOLDS
+from medvl.evaluation.organs import ORGAN_ROWS, Scores, organ_pool, organ_section
 from medvl.evaluation.page import Results, write_page
 from medvl.evaluation.sections import Scored, grounding_section, retrieval_section, zero_shot_section
 from medvl.evaluation.subject import Subject, find_subject
-from medvl.evaluation.tables import DIRECTIONS, cell, markdown
+from medvl.evaluation.tables import cell, directions, markdown
 from medvl.heads.grounding import SIGMA, phrase_vector
 from medvl.heads.zeroshot import Prompts, ZeroShot, read_prompts
 from medvl.notice import NOTICE
 from medvl.progress import Progress
+from medvl.specs import VolumeInput
 from medvl.store import Store, write_atomic
 from medvl.training.run import store_digest
 from medvl.version import VERSION
@@ -76,7 +79,7 @@ class Evaluation:
         """Return the text of the command."""
         numbers = self.metrics["numbers"]
         lines = []
-        for direction, name in DIRECTIONS.items():
+        for direction, name in directions(self.metrics).items():
             prefix = f"retrieval/{direction}/id"
             for k in (1, 5, 10):
                 if f"{prefix}/R@{k}/model" in numbers:
@@ -93,6 +96,10 @@ class Evaluation:
             if f"{key}/model" in numbers:
                 chance = numbers[f"{key}/chance"]["value"]
                 lines.append(f"{name} {cell(numbers[f'{key}/model'])}  chance {chance:.3f}")
+        for row in ORGAN_ROWS:
+            if row != "chance" and f"organs/macro/AUROC/{row}" in numbers:
+                number = cell(numbers[f"organs/macro/AUROC/{row}"])
+                lines.append(f"AUROC from the finding's own part: {number}  {ORGAN_ROWS[row]}")
         return [*lines, f"page: {self.page}", f"tables: {self.out / 'table.md'}", NOTICE]
 
 
@@ -140,7 +147,8 @@ def evaluate(
     _require_same_specs(subject, store)
     wording = read_prompts(prompts or _shipped_prompts(store.manifest.get("modality", "cxr")))
     cases = choose_cases(store, split=split, split_seed=subject.split_seed, view=subject.view)
-    embedded = embed_cases(subject.loaded, store, cases, progress=progress)
+    pool = organ_pool(subject.folder, subject.recipe)
+    embedded = embed_cases(subject.loaded, store, cases, pool=pool, progress=progress)
     notes: dict[str, Any] = {}
     others: dict[str, Float[np.ndarray, "images texts"]] = {}
     if "ridge" in baselines:
@@ -150,8 +158,10 @@ def evaluate(
         except UsageError as error:
             notes["ridge"] = f"left out: {error.message}"
     draws = {"resamples": resamples, "seed": seed}
-    retrieved = retrieval_section(cases, embedded, others=others, **draws)
+    volumes = isinstance(subject.loaded.input, VolumeInput)
+    retrieved = retrieval_section(cases, embedded, others=others, sideways=volumes, **draws)
     scored = _score_findings(subject, cases, embedded, wording, uncertain, draws)
+    organs = _score_parts(subject, store, cases, embedded, wording, uncertain, draws)
     boxed = sorted({box.label for record in cases.images for box in record.boxes})
     grounds = grounding_section(
         cases,
@@ -168,10 +178,19 @@ def evaluate(
         "model": _about_model(subject),
         "data": _about_data(store, cases, split, subject),
         "protocol": _protocol(subject, wording, scored) | notes | draws | {"uncertain_labels": uncertain},
-        "left_out": cases.left_out | retrieved.left_out | scored.left_out | grounds.left_out,
+        "left_out": cases.left_out
+        | retrieved.left_out
+        | scored.left_out
+        | organs.left_out
+        | grounds.left_out,
         "numbers": {
             f"{name}/{key}": number.plain()
-            for name, section in (("retrieval", retrieved), ("zeroshot", scored), ("grounding", grounds))
+            for name, section in (
+                ("retrieval", retrieved),
+                ("zeroshot", scored),
+                ("organs", organs),
+                ("grounding", grounds),
+            )
             for key, number in section.numbers.items()
         },
     }
@@ -180,7 +199,7 @@ def evaluate(
     table = markdown(metrics)
     write_atomic(out / "metrics.json", (json.dumps(metrics, indent=1, allow_nan=False) + "\n").encode())
     write_atomic(out / "table.md", table.encode())
-    results = Results(metrics, store, cases, embedded, retrieved, scored, grounds, subject.loaded.input)
+    results = Results(metrics, store, cases, embedded, retrieved, scored, grounds)
     write_page(out, results, progress=progress)
     return Evaluation(metrics, table, out)
 
@@ -200,8 +219,45 @@ def _score_findings(
     return zero_shot_section(cases, scores, findings=findings, uncertain=uncertain, **draws)
 
 
+def _score_parts(
+    subject: Subject,
+    store: Store,
+    cases: Cases,
+    embedded: Embedded,
+    wording: Prompts,
+    uncertain: str,
+    draws: dict[str, int],
+) -> Scores:
+    """Score findings from the vectors of their parts, where volumes have a segmentation."""
+    findings = sorted({name for record in cases.images for name in record.labels})
+    modality = str(store.manifest.get("modality", "cxr"))
+    if not embedded.parts or not findings or modality not in PARTS:
+        return Scores({}, {})
+    numbers = finding_parts(findings, modality=modality)
+    directions = {
+        finding: (
+            phrase_vector(subject.loaded, wording.of(finding).positive),
+            phrase_vector(subject.loaded, wording.of(finding).negative),
+        )
+        for finding, number in zip(findings, numbers, strict=True)
+        if number
+    }
+    whole = ZeroShot(subject.loaded, wording, findings).scores(embedded.images)
+    return organ_section(
+        cases,
+        embedded.parts,
+        whole,
+        findings=findings,
+        numbers=numbers,
+        directions=directions,
+        uncertain=uncertain,
+        **draws,
+    )
+
+
 def _protocol(subject: Subject, wording: Prompts, scored: Scored) -> dict[str, Any]:
     local = subject.loaded.model.local
+    noun = "volume" if isinstance(subject.loaded.input, VolumeInput) else "film"
     return {
         "interval": METHOD,
         "level": 0.95,
@@ -209,7 +265,7 @@ def _protocol(subject: Subject, wording: Prompts, scored: Scored) -> dict[str, A
         "prompts": {"version": wording.version, "digest": wording.digest},
         "prompts_from_template": [name for name in scored.curves if name not in wording.findings],
         "grounding_phrase": "the finding's positive prompts, without side",
-        "grounding_space": "region projection" if local else "projection of the whole film",
+        "grounding_space": "region projection" if local else f"projection of the whole {noun}",
         "heat_map_sigma_share_of_side": SIGMA,
         "iou_thresholds": list(THRESHOLDS),
         "ridge": None,
@@ -248,6 +304,7 @@ def _about_data(store: Store, cases: Cases, split: str, subject: Subject) -> dic
     return {
         "store_digest": digest,
         "modality": store.manifest.get("modality"),
+        "noun": NOUNS.get(str(store.manifest.get("modality")), "film"),
         "split": split,
         "split_seed": subject.split_seed,
         "trained_on_this_store": None if trained_on is None else trained_on == digest,

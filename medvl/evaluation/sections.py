@@ -14,11 +14,12 @@ from medvl.evaluation.classification import auroc, classify, roc_points, truth_v
 from medvl.evaluation.embedding import Embedded
 from medvl.evaluation.grounding import box_mask, cells_in_boxes, contrast_to_noise, mean_iou, pointing
 from medvl.evaluation.retrieval import Keys, cosine_scores
-from medvl.evaluation.retrieval_rows import Direction, direction_numbers, gallery_numbers
+from medvl.evaluation.retrieval_rows import Direction, direction_numbers, gallery_numbers, sideways_numbers
 from medvl.heads.grounding import cell_map, heat_map
 from medvl.progress import Progress
 from medvl.records import Box
-from medvl.specs import InputSpec
+from medvl.sliding import Lattice
+from medvl.specs import InputSpec, VolumeInput
 
 __all__ = [
     "Grounding",
@@ -56,6 +57,7 @@ def retrieval_section(
     embedded: Embedded,
     *,
     others: Mapping[str, Float[np.ndarray, "images texts"]],
+    sideways: bool = False,
     resamples: int,
     seed: int,
 ) -> Retrieved:
@@ -65,6 +67,7 @@ def retrieval_section(
         cases: what was embedded.
         embedded: the vectors.
         others: score matrices of baselines, images with a report by texts.
+        sideways: also how well images find other images: ``image_to_image``.
         resamples: of the patient bootstrap.
         seed: of every draw.
     """
@@ -85,6 +88,16 @@ def retrieval_section(
         found |= gallery_numbers(direction, seed=seed)
         numbers |= {f"{name}/{key}": number for key, number in found.items()}
         left_out |= {f"{name} query without a {mode} key": n for mode, n in unasked.items() if n}
+    if sideways:
+        found, unasked = sideways_numbers(
+            cosine_scores(embedded.images[told], embedded.images[told]),
+            images,
+            patients=by_image,
+            resamples=resamples,
+            seed=seed,
+        )
+        numbers |= {f"image_to_image/{key}": number for key, number in found.items()}
+        left_out |= {f"image_to_image query without a {mode} key": n for mode, n in unasked.items() if n}
     return Retrieved(numbers, scores, images, texts, left_out)
 
 
@@ -162,13 +175,23 @@ def zero_shot_section(
 
 @dataclass(frozen=True)
 class Grounding:
-    """One finding on one film: where the model looks and where the boxes are."""
+    """One finding on one film or volume: where the model looks and where the boxes are.
+
+    Attributes:
+        row: of the cases' images.
+        finding: what is looked for.
+        cells: the map.
+        boxes: in the stored array.
+        hit: of the pointing game.
+        lattice: where the cells lie over the stored array.
+    """
 
     row: int
     finding: str
-    cells: Float[np.ndarray, "rows columns"]
+    cells: Float[np.ndarray, " *grid"]
     boxes: tuple[Box, ...]
     hit: float
+    lattice: Lattice
 
 
 @dataclass(frozen=True)
@@ -191,7 +214,7 @@ def grounding_section(
     embedded: Embedded,
     phrases: Mapping[str, Float[np.ndarray, " dim"]],
     *,
-    input: InputSpec,
+    input: InputSpec | VolumeInput,
     resamples: int,
     seed: int,
     progress: Progress | None = None,
@@ -216,16 +239,20 @@ def grounding_section(
     rows = sorted(embedded.regions)
     for done, row in enumerate(rows, start=1):
         record, vectors = cases.images[row], embedded.regions[row]
-        shape = (record.shape[-2], record.shape[-1])
+        shape = tuple(record.shape[-len(vectors.grid) :])
+        lattice = vectors.lattice or Lattice.of(input, shape)
         for finding in sorted({box.label for box in record.boxes} & set(phrases)):
             boxes = tuple(box for box in record.boxes if box.label == finding)
             cells = cell_map(vectors.regions[0], phrases[finding], grid=vectors.grid, mask=vectors.mask[0])
-            placed = [input.place_box(box, shape) for box in boxes]
-            inside = cells_in_boxes(placed, grid=vectors.grid, size_px=input.size_px)
+            if isinstance(input, InputSpec):
+                placed = [input.place_box(box, shape) for box in boxes]
+            else:
+                placed = [lattice.place(box) for box in boxes]
+            inside = cells_in_boxes(placed, grid=vectors.grid, size_px=lattice.size_px)
             hit, chance = pointing(cells, inside)
-            heat, mask = heat_map(cells, input=input, shape=shape), box_mask(boxes, shape=shape)
+            heat, mask = heat_map(cells, input=lattice, shape=shape), box_mask(boxes, shape=shape)
             contrast = contrast_to_noise(heat, mask)
-            items.append(Grounding(row, finding, cells, boxes, hit))
+            items.append(Grounding(row, finding, cells, boxes, hit, lattice))
             touched.append(inside)
             for name, value in {
                 "hit": hit,
@@ -290,8 +317,17 @@ def _dealt(
         rows = [row for row, item in enumerate(items) if item.finding == finding]
         for deal in range(_DEALS):
             for row, other in zip(rows, random.permutation(rows), strict=True):
-                hits[deal, row] = pointing(items[other].cells, touched[row])[0]
+                cells = _onto(items[other].cells, touched[row].shape)
+                hits[deal, row] = pointing(cells, touched[row])[0]
     return hits
+
+
+def _onto(cells: Float[np.ndarray, " *grid"], shape: tuple[int, ...]) -> Float[np.ndarray, " *other"]:
+    """Return a map on the grid of another volume: the nearest cell, both grids stretched to one size."""
+    if cells.shape == shape:
+        return cells
+    sides = zip(cells.shape, shape, strict=True)
+    return cells[np.ix_(*(((np.arange(take) + 0.5) * have / take).astype(int) for have, take in sides))]
 
 
 def _merged(labels: Sequence[Mapping[str, str]]) -> dict[str, str]:

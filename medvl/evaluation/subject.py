@@ -27,6 +27,7 @@ class Subject:
         recipe: what it was trained with, where that is beside it.
         provenance: data digest and split seed of the training; empty where unknown.
         results: where results go when nothing else is asked for.
+        folder: of the checkpoint that was read; None for a bundle, which keeps the model alone.
     """
 
     loaded: LoadedModel
@@ -35,6 +36,7 @@ class Subject:
     recipe: Recipe | None
     provenance: dict[str, Any]
     results: Path
+    folder: Path | None = None
 
     @property
     def split_seed(self) -> int | None:
@@ -76,7 +78,8 @@ def find_subject(path: Path) -> Subject:
 
 def _of_run(run: Path, checkpoint: Path, *, kind: str, results: Path) -> Subject:
     recipe = load_recipe(run / "recipe.yaml")
-    return Subject(read_model(checkpoint), kind, checkpoint.name, recipe, read_provenance(run), results)
+    provenance = read_provenance(run)
+    return Subject(read_model(checkpoint), kind, checkpoint.name, recipe, provenance, results, checkpoint)
 
 
 def _beside(path: Path) -> Path:

@@ -5,21 +5,27 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from medvl.evaluation.organs import ORGAN_ROWS
 from medvl.notice import NOTICE
 
 __all__ = [
     "DIRECTIONS",
     "MODE_NAMES",
     "ROW_NAMES",
+    "SIDEWAYS",
     "cell",
+    "directions",
     "grounding_rows",
     "is_rank",
     "markdown",
+    "organ_rows",
     "retrieval_rows",
     "zero_shot_rows",
 ]
 
 DIRECTIONS = {"image_to_text": "film → report", "text_to_image": "report → film"}
+SIDEWAYS = "image_to_image"
+"""Images that find other images; volumes have it."""
 MODE_NAMES = {
     "id": "the same study",
     "text": "an equal report",
@@ -35,6 +41,15 @@ ROW_NAMES = {
     "ceiling": "ceiling",
 }
 _RETRIEVAL = ("R@1", "R@5", "R@10", "MedR", "MeanR", "mAP", "P@5", "P@10", "P@50")
+
+
+def directions(metrics: Mapping[str, Any]) -> dict[str, str]:
+    """Return the directions of retrieval that were measured, in words that fit the modality."""
+    noun = metrics["data"].get("noun", "film")
+    named = {key: text.replace("film", noun) for key, text in DIRECTIONS.items()}
+    if any(key.startswith(f"retrieval/{SIDEWAYS}/") for key in metrics["numbers"]):
+        named[SIDEWAYS] = f"{noun} → {noun}"
+    return named
 
 
 def is_rank(metric: str) -> bool:
@@ -81,13 +96,14 @@ def markdown(metrics: Mapping[str, Any]) -> str:
         "",
         f"**{NOTICE}**",
         "",
-        f"{data['images']} films and {data['texts']} reports ({data['distinct_texts']} different) "
-        f"of {data['patients']} patients, split `{data['split']}`. "
+        f"{data['images']} {data.get('noun', 'film')}s and {data['texts']} reports "
+        f"({data['distinct_texts']} different) of {data['patients']} patients, split `{data['split']}`. "
         f"In brackets the 95 % {protocol['interval']} ({protocol['resamples']} resamples, "
         f"seed {protocol['seed']}; of shuffled pairs, 95 % of the deals).",
         "",
     ]
-    for direction, title in DIRECTIONS.items():
+    named = directions(metrics)
+    for direction, title in named.items():
         for mode, right in MODE_NAMES.items():
             columns, rows = retrieval_rows(numbers, direction, mode)
             if not columns:
@@ -99,7 +115,8 @@ def markdown(metrics: Mapping[str, Any]) -> str:
                 ["", *columns],
                 [[ROW_NAMES[row], *_cells(columns, values)] for row, values in rows],
             )
-    lines += _galleries(numbers) + _zero_shot(numbers, protocol) + _grounding(numbers, protocol)
+    lines += _galleries(numbers, named) + _zero_shot(numbers, protocol) + _organs(numbers)
+    lines += _grounding(numbers, protocol, noun=data.get("noun", "film"))
     if metrics["left_out"]:
         lines += ["## Left out", ""]
         lines += [f"- {why}: {count}" for why, count in metrics["left_out"].items()]
@@ -120,9 +137,9 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     ]
 
 
-def _galleries(numbers: Mapping[str, Any]) -> list[str]:
+def _galleries(numbers: Mapping[str, Any], named: Mapping[str, str]) -> list[str]:
     rows = []
-    for direction, title in DIRECTIONS.items():
+    for direction, title in named.items():
         for size in (100, 1000):
             values = [numbers.get(f"retrieval/{direction}/id/R@{k}/gallery-{size}") for k in (1, 5, 10)]
             if values[0] is not None:
@@ -199,7 +216,34 @@ def _zero_shot(numbers: Mapping[str, Any], protocol: Mapping[str, Any]) -> list[
     return ["## Zero-shot findings", "", note, "", *_table(head, body)]
 
 
-def _grounding(numbers: Mapping[str, Any], protocol: Mapping[str, Any]) -> list[str]:
+def organ_rows(numbers: Mapping[str, Any]) -> tuple[list[str], list[dict[str, Any]]]:
+    """Return the kinds of vector that findings were scored from, and one row a finding, the mean last."""
+    columns = [row for row in ORGAN_ROWS if any(key.endswith(f"/AUROC/{row}") and key.startswith("organs/")
+               for key in numbers)]  # fmt: skip
+    ending = "/AUROC/regions"
+    names = [key.split("/")[1] for key in numbers if key.startswith("organs/") and key.endswith(ending)]
+    rows = [
+        {
+            "finding": finding,
+            "n": numbers[f"organs/{finding}{ending}"]["n"],
+            "cells": [cell(numbers.get(f"organs/{finding}/AUROC/{column}")) for column in columns],
+        }
+        for finding in sorted(names, key=lambda name: (name == "macro", name))
+    ]
+    return columns, rows
+
+
+def _organs(numbers: Mapping[str, Any]) -> list[str]:
+    columns, rows = organ_rows(numbers)
+    if not rows:
+        return []
+    note = "AUROC of prompts for a finding against prompts against it, compared with one vector of a volume: "
+    note += "; ".join(f"`{column}` {ORGAN_ROWS[column]}" for column in columns) + "."
+    body = [[row["finding"].replace("_", " "), str(row["n"]), *row["cells"]] for row in rows]
+    return ["## Findings from their own part of the body", "", note, "", *_table(["", "n", *columns], body)]
+
+
+def _grounding(numbers: Mapping[str, Any], protocol: Mapping[str, Any], *, noun: str) -> list[str]:
     rows = grounding_rows(numbers)
     if not rows:
         return []
@@ -213,7 +257,7 @@ def _grounding(numbers: Mapping[str, Any], protocol: Mapping[str, Any]) -> list[
         "",
         "n",
         "pointing game",
-        "maps dealt to other films",
+        f"maps dealt to other {noun}s",
         "chance",
         "CNR (signed)",
         "CNR (absolute)",

@@ -251,7 +251,7 @@ class Recipe(Whole):
     """
 
     data: Data = Data()
-    input: InputSpec = InputSpec()
+    input: Input = InputSpec()
     augment: Augmentation = Augmentation()
     image: TowerRecipe
     text: TextTower
@@ -299,7 +299,8 @@ def read_values(source: Path | str, *, folder: Path | None = None) -> Any:
 def merge(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """Return ``values`` with ``changes`` laid over them, key by key.
 
-    Naming another encoder or objective drops the old one's options, which would mean nothing to it.
+    Naming another encoder or objective drops the old one's options, which would mean nothing to it, and so
+    does another kind of input.
 
     Examples:
         >>> multi = {"objective": {"name": "multi", "options": {"prototypes": 9}}}
@@ -309,6 +310,8 @@ def merge(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, An
     merged = copy.deepcopy(dict(values))
     if "name" in changes and merged.get("name") != changes["name"]:
         merged = {key: value for key, value in merged.items() if key not in _OF_NAME}
+    if _kind(merged) != _kind(changes) and "kind" in changes:
+        merged = {}
     for key, value in changes.items():
         if isinstance(value, Mapping) and isinstance(merged.get(key), Mapping):
             merged[key] = merge(merged[key], value)
