@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -113,7 +114,7 @@ def _barrel(x: Thin, y: Thin, wide: float, deep: float) -> Thin:
 
 
 def _abdomen(canvas: Canvas, inside: Thin, above: Thin, contrast: int) -> None:
-    body, (x, y, z) = canvas.body, canvas.at(WHOLE)
+    body = canvas.body
     wrapped = canvas.soft(np.minimum(inside - 3, -above - 2))
     sheet = canvas.soft(np.minimum(inside, 2.5 - np.abs(above)))
     canvas.paint(WHOLE, sheet, MUSCLE)
@@ -227,37 +228,37 @@ def _heart(
 
 def _vessels(canvas: Canvas, lung: Float32[np.ndarray, "x y z"], blood: float) -> None:
     body, wide = canvas.body, canvas.body.aorta
-    down = [
-        (-23 + 0.11 * min(0, z + 40) * -1, spine_front(body, z) + 13, z)
-        for z in (5, -40, -80, -120, -170, -235)
-    ]
-    veins, pulmonary = 45 + 0.8 * (blood - 45), 45 + 0.9 * (blood - 45)
-    rise = ((2, 12, -12), (12, 24, 18), (9, 24, 44), (-6, 4, 60), (-20, -24, 55), (-25, -44, 34), *down)
-    girth = (
-        wide,
-        wide,
-        wide,
-        wide - 1.5,
-        wide - 2.5,
-        wide - 3,
-        *(wide - 3.5 - 0.6 * k for k in range(len(down))),
+    heights = (5, -40, -80, -120, -170, -235)
+    down = tuple((-23 - 0.11 * min(0, z + 40), spine_front(body, z) + 13, z) for z in heights)
+    cava = tuple((18 + 0.02 * (z + 130), spine_front(body, z) + 12, z) for z in (-130, -235))
+    rise = ((2, 12, -12), (12, 24, 18), (9, 24, 44), (-6, 4, 60), (-20, -24, 55), (-25, -44, 34))
+    girth = [wide - k for k in (0, 0, 0, 1.5, 2.5, 3)] + [wide - 3.5 - 0.6 * k for k in range(len(down))]
+    veins, pulmonary, lower = (45 + share * (blood - 45) for share in (0.8, 0.9, 0.3))
+    trees: tuple[tuple[str, float, Sequence[tuple[float, float, float]], Sequence[float]], ...] = (
+        ("pulmonary_artery", pulmonary, ((-20, 34, -8), (-17, 18, 22)), (13, 13)),
+        (
+            "pulmonary_artery",
+            pulmonary,
+            ((-17, 12, 22), (12, -4, 19), (44, -12, 12), (60, -36, -34)),
+            (11, 10, 8, 4),
+        ),
+        ("pulmonary_artery", pulmonary, ((-17, 12, 22), (-42, -16, 20), (-62, -38, -30)), (11, 9, 4)),
+        ("pulmonary_artery", pulmonary, ((42, -10, 14), (58, 4, 58)), (7, 3)),
+        ("pulmonary_artery", pulmonary, ((-42, -14, 20), (-58, 4, 62)), (7, 3)),
+        (
+            "superior_vena_cava",
+            veins,
+            ((30, 26, 98), (25, 16, 72), (24, 10, 40), (24, 8, -8)),
+            (7, 9, 9.5, 10),
+        ),
+        ("superior_vena_cava", veins, ((-40, 24, 98), (-8, 30, 82), (25, 16, 72)), (6, 6.5, 7)),
+        ("inferior_vena_cava", lower, ((22, 2, -34), (22, -6, -80), *cava), (11, 12, 11, 10)),
+        ("aorta", blood, (*rise, *down), girth),
+        ("aorta", blood, ((4, 14, 60), (16, 10, 84), (24, 6, 116)), (6, 6, 5)),
+        ("aorta", blood, ((-8, 0, 62), (-13, 4, 116)), (4.5, 4)),
+        ("aorta", blood, ((-17, -14, 60), (-24, -10, 90), (-34, -6, 116)), (5.5, 5, 5)),
     )
-    trees: tuple[tuple[str, tuple[tuple[float, float, float], ...], tuple[float, ...], float], ...] = (
-        ("pulmonary_artery", ((-20, 34, -8), (-17, 18, 22)), (13, 13), pulmonary),
-        ("pulmonary_artery", ((-17, 12, 22), (12, -4, 19), (44, -12, 12), (60, -36, -34)), (11, 10, 8, 4), pulmonary),
-        ("pulmonary_artery", ((-17, 12, 22), (-42, -16, 20), (-62, -38, -30)), (11, 9, 4), pulmonary),
-        ("pulmonary_artery", ((42, -10, 14), (58, 4, 58)), (7, 3), pulmonary),
-        ("pulmonary_artery", ((-42, -14, 20), (-58, 4, 62)), (7, 3), pulmonary),
-        ("superior_vena_cava", ((30, 26, 98), (25, 16, 72), (24, 10, 40), (24, 8, -8)), (7, 9, 9.5, 10), veins),
-        ("superior_vena_cava", ((-40, 24, 98), (-8, 30, 82), (25, 16, 72)), (6, 6.5, 7), veins),
-        ("inferior_vena_cava", ((22, 2, -34), (22, -6, -80), (18, spine_front(body, -130) + 12, -130),
-                                (16, spine_front(body, -235) + 12, -235)), (11, 12, 11, 10), 45 + 0.3 * (blood - 45)),
-        ("aorta", rise, girth, blood),
-        ("aorta", ((4, 14, 60), (16, 10, 84), (24, 6, 116)), (6, 6, 5), blood),
-        ("aorta", ((-8, 0, 62), (-13, 4, 116)), (4.5, 4), blood),
-        ("aorta", ((-17, -14, 60), (-24, -10, 90), (-34, -6, 116)), (5.5, 5, 5), blood),
-    )  # fmt: skip
-    for name, points, radii, hu in trees:
+    for name, hu, points, radii in trees:
         for region, part in canvas.tube(points, radii):
             _carve(canvas, lung, region, part)
             canvas.paint(region, part, hu, name)
@@ -270,8 +271,7 @@ def _vessels(canvas: Canvas, lung: Float32[np.ndarray, "x y z"], blood: float) -
 def _airways(canvas: Canvas, lung: Float32[np.ndarray, "x y z"]) -> None:
     body = canvas.body
     gullet = [
-        (-5.0 - 0.08 * (60 - z), min(spine_front(body, z) + 8, -20 + 0.0 * z), z)
-        for z in (116, 80, 40, 0, -40)
+        (-5.0 - 0.08 * (60 - z), min(spine_front(body, z) + 8, -20.0), z) for z in (116, 80, 40, 0, -40)
     ]
     tail = ((-16.0, -34.0, -62.0), (-30.0, -6.0, -80.0))
     for region, part in canvas.tube([*gullet, *tail], 8):

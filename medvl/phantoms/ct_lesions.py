@@ -46,6 +46,13 @@ _VERTEBRAE = {"T5": 75.0, "T7": 25.0, "T9": -25.0, "T11": -75.0, "L1": -125.0}
 _CORONARY = ((-0.30, 0.90, 0.30), (-0.46, 0.87, 0.10), (-0.62, 0.76, -0.18), (0.72, 0.62, 0.28))
 _RIM = ((0.9, 0.4), (-0.9, 0.45), (-0.2, -1.0), (0.5, 0.85), (-0.75, -0.65), (0.95, -0.3), (0.1, 1.0))
 _ARCH = ((10, 24, 36), (-6, 4, 60), (-14, -12, 58), (-20, -24, 55), (-25, -44, 34))
+_BESIDE_HEART = [
+    STRUCTURES[name]
+    for name in (
+        *("heart", "aorta", "pulmonary_artery", "superior_vena_cava", "inferior_vena_cava"),
+        *("bronchi", "trachea", "vertebrae", "sternum"),
+    )
+]
 _LUNGS = [number for name, number in STRUCTURES.items() if name.startswith("lung_")]
 _PLEURA = [number for name, number in STRUCTURES.items() if name.startswith("pleura_")]
 
@@ -222,9 +229,7 @@ class _Painter:
         heart, slant = self.trunk.heart, (-0.28, -0.12)
         outer = [extent + finding.mm for extent in heart]
         region, part = self.canvas.ellipsoid(self.body.heart_at, outer, slant=slant)
-        free = ~self._is(region, [STRUCTURES[name] for name in ("heart", "aorta", "pulmonary_artery", "bronchi",
-                                                                "superior_vena_cava", "inferior_vena_cava",
-                                                                "trachea", "vertebrae", "sternum")])  # fmt: skip
+        free = ~self._is(region, _BESIDE_HEART)
         room = free & (cut(self.trunk.above, region) > 0) & (cut(self.trunk.inside, region) > 0)
         self._put(region, part * room, 12, "heart", carve=1)
 

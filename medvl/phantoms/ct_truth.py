@@ -22,7 +22,7 @@ __all__ = [
     "draw_ct_findings",
 ]
 
-Lobe = Literal["RUL", "RML", "RLL", "LUL", "LLL"]
+Size = Literal["small", "medium", "large"]
 
 CT_FINDINGS = (
     "lung_nodule",
@@ -92,18 +92,31 @@ STRUCTURES: Mapping[str, int] = MappingProxyType(
 )
 """The number of each structure in a label map; 0 is none."""
 
-LOBE_WORDS: Mapping[Lobe, str] = MappingProxyType(
-    {
-        "RUL": "right upper lobe",
-        "RML": "right middle lobe",
-        "RLL": "right lower lobe",
-        "LUL": "left upper lobe",
-        "LLL": "left lower lobe",
-    }
-)
-STATIONS = ("right paratracheal", "subcarinal", "right hilar", "left hilar", "prevascular")
-MATERIALS = ("central line", "port", "pacemaker")
-SPINE_LEVELS = ("T5", "T7", "T9", "T11", "L1")
+LOBES = ("right upper lobe", "right middle lobe", "right lower lobe", "left upper lobe", "left lower lobe")
+_FIXED: Mapping[str, tuple[Side, str]] = {
+    "emphysema": ("bilateral", "both upper lobes"),
+    "cardiomegaly": ("none", "heart"),
+    "pericardial_effusion": ("none", "heart"),
+    "coronary_artery_wall_calcification": ("none", "heart"),
+    "hiatal_hernia": ("none", "hiatus"),
+}
+_PLACES: Mapping[str, tuple[tuple[Side, str], ...]] = {
+    "arterial_wall_calcification": (("none", "aortic arch"), ("none", "descending aorta")),
+    "lymphadenopathy": (
+        ("right", "right paratracheal"),
+        ("none", "subcarinal"),
+        ("right", "right hilar"),
+        ("left", "left hilar"),
+        ("none", "prevascular"),
+    ),
+    "sclerotic_bone_lesion": tuple(("none", name) for name in ("T5", "T7", "T9", "T11", "L1")),
+    "medical_material": (("right", "central line"), ("right", "port"), ("left", "pacemaker")),
+    "liver_lesion": (
+        ("none", "right hepatic lobe"),
+        ("none", "right hepatic lobe"),
+        ("none", "left hepatic lobe"),
+    ),
+}
 
 _SIZE_MM: Mapping[str, tuple[tuple[int, int], tuple[int, int], tuple[int, int]]] = {
     "lung_nodule": ((11, 14), (15, 22), (23, 30)),
@@ -127,7 +140,9 @@ _SIZE_MM: Mapping[str, tuple[tuple[int, int], tuple[int, int], tuple[int, int]]]
 }
 """Smallest and largest millimetres of small, medium and large findings; 1 to 3 where it is a degree."""
 
-SIZES = ("small", "medium", "large")
+SIZES: tuple[Size, ...] = ("small", "medium", "large")
+_IN_LUNG = {"lung_nodule", "lung_opacity", "consolidation"}
+_IN_PLEURA = {"pleural_effusion", "pneumothorax"}
 _HOW_MANY = (0.22, 0.28, 0.24, 0.16, 0.10)
 
 
@@ -151,7 +166,7 @@ class CtFinding:
     kind: str
     side: Side
     place: str
-    size: Literal["small", "medium", "large"]
+    size: Size
     mm: int
     seat: tuple[float, float, float] = (0.0, 0.0, 0.0)
     grain: int = 0
@@ -259,50 +274,30 @@ def _one(kind: str, rng: np.random.Generator, level: Level) -> CtFinding:
     size = int(rng.choice(3, p=level.sizes))
     low, high = _SIZE_MM[kind][size]
     mm = int(rng.integers(low, high + 1))
-    roll = rng.random()
-    side: Side = "left" if rng.random() < 0.5 else "right"
-    place = side_word = str(side)
-    if kind in ("lung_nodule", "lung_opacity", "consolidation"):
-        lobes = [lobe for lobe in LOBE_WORDS if lobe[0] == ("L" if side == "left" else "R")]
-        place = LOBE_WORDS[lobes[int(roll * len(lobes))]]
-    elif kind == "pleural_effusion" and roll < 0.25:
-        side, place = "bilateral", "bilateral"
-    elif kind == "emphysema":
-        side, place = "bilateral", "both upper lobes"
-    elif kind in ("cardiomegaly", "pericardial_effusion", "coronary_artery_wall_calcification"):
-        side, place = "none", "heart"
-    elif kind == "arterial_wall_calcification":
-        side, place = "none", ("aortic arch", "descending aorta")[int(roll * 2)]
-    elif kind == "lymphadenopathy":
-        place = STATIONS[int(roll * len(STATIONS))]
-        side = "right" if "right" in place else "left" if "left" in place else "none"
-    elif kind == "hiatal_hernia":
-        side, place = "none", "hiatus"
-    elif kind == "rib_fracture":
-        place = f"{side_word} {('4th', '5th', '6th', '7th')[int(roll * 4)]} rib"
-    elif kind == "sclerotic_bone_lesion":
-        side, place = "none", SPINE_LEVELS[int(roll * len(SPINE_LEVELS))]
-    elif kind == "medical_material":
-        place = MATERIALS[int(roll * len(MATERIALS))]
-        side = "left" if place == "pacemaker" else "right"
-    elif kind == "liver_lesion":
-        side, place = "none", ("right hepatic lobe", "left hepatic lobe")[int(roll < 0.3)]
-    elif kind in ("kidney_stone", "kidney_cyst"):
-        place = f"{side_word} kidney"
+    half: Side = "left" if rng.random() < 0.5 else "right"
+    side, place = _seat(kind, half, float(rng.random()))
     seat = tuple(float(value) for value in np.round(rng.uniform(-1, 1, 3), 3))
-    return CtFinding(
-        kind,
-        side,
-        place,
-        ("small", "medium", "large")[size],
-        mm,
-        (seat[0], seat[1], seat[2]),
-        int(rng.integers(2**31)),
-    )
+    grain = int(rng.integers(2**31))
+    return CtFinding(kind, side, place, SIZES[size], mm, (seat[0], seat[1], seat[2]), grain)
 
 
-_IN_LUNG = {"lung_nodule", "lung_opacity", "consolidation"}
-_IN_PLEURA = {"pleural_effusion", "pneumothorax"}
+def _seat(kind: str, half: Side, roll: float) -> tuple[Side, str]:
+    """Return side and place of a finding from a coin and a roll of 0 to 1."""
+    if kind in _FIXED:
+        return _FIXED[kind]
+    if kind in _PLACES:
+        side, place = _PLACES[kind][int(roll * len(_PLACES[kind]))]
+        return side, place
+    if kind in _IN_LUNG:
+        lobes = [words for words in LOBES if words.startswith(half)]
+        return half, lobes[int(roll * len(lobes))]
+    if kind == "rib_fracture":
+        return half, f"{half} {('4th', '5th', '6th', '7th')[int(roll * 4)]} rib"
+    if kind in ("kidney_stone", "kidney_cyst"):
+        return half, f"{half} kidney"
+    if kind == "pleural_effusion" and roll < 0.25:
+        return "bilateral", "bilateral"
+    return half, str(half)
 
 
 def _collide(one: CtFinding, other: CtFinding) -> bool:

@@ -1,8 +1,8 @@
 """Reports of the CT phantoms, organ by organ: sentences made from findings, never the other way round.
 
 Each sentence is a :class:`medvl.phantoms.wording.Statement` that remembers what it says. The number of
-statements is drawn before their content and filled with normal organs and denials, so that length tells
-little about disease.
+words is drawn before their content and filled with normal organs and denials, so that length tells
+nothing about disease.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def write_ct_report(
         True
     """
     style = style or CT_STYLES[int(rng.choice(len(CT_STYLES), p=_STYLE_CHANCE))]
-    budget, short_budget = int(rng.integers(11, 17)), int(rng.integers(2, 6))
+    budget, short_budget = int(rng.integers(38, 66)), int(rng.integers(16, 33))
     extra = _unobservable_lines(rng) if rng.random() < unobservable else []
     parts: list[CtStatement] = []
     if unobservable and style != "plain":
@@ -167,7 +167,7 @@ def _in_section(items: Sequence[Statement], section: str) -> list[Statement]:
 
 
 def _body(rng: np.random.Generator, findings: Sequence[CtFinding], budget: int) -> list[CtStatement]:
-    """State every finding; fill up with denials and normal organs, drawn in one order for all reports."""
+    """State every finding; fill up with denials and normal organs, as many words as were drawn."""
     present = {finding.kind for finding in findings}
     stated = [
         CtStatement(
@@ -186,9 +186,8 @@ def _body(rng: np.random.Generator, findings: Sequence[CtFinding], budget: int) 
         if organ not in ill and rng.random() < 0.75:
             said.insert(0, CtStatement(Statement(_pick(rng, CT_NORMAL[organ]), "normal"), organ))
         fillers += said
-    room = max(1, budget - len(stated))
-    keep = sorted(rng.permutation(len(fillers))[:room].tolist())
-    items = stated + [fillers[index] for index in keep]
+    shuffled = [fillers[index] for index in rng.permutation(len(fillers)).tolist()]
+    items = stated + _fitting(shuffled, budget - _words(stated))
     order = {organ: rank for rank, organ in enumerate(ORGANS)}
     return sorted(items, key=lambda item: order[item.organ])
 
@@ -206,11 +205,26 @@ def _impression(rng: np.random.Generator, findings: Sequence[CtFinding], budget:
         ]
     present = {finding.kind for finding in findings}
     absent = [kind for kind in CT_NEGATED if kind not in present]
-    for index in rng.permutation(len(absent))[: max(0, budget - len(items))].tolist():
-        kind = absent[index]
-        said = Statement(_pick(rng, CT_NEGATED[kind]), "negation", (kind,))
-        items.append(CtStatement(said, _ORGAN_OF[kind]))
-    return items
+    denials = [
+        CtStatement(Statement(_pick(rng, CT_NEGATED[kind]), "negation", (kind,)), _ORGAN_OF[kind])
+        for kind in (absent[index] for index in rng.permutation(len(absent)).tolist())
+    ]
+    return items + _fitting(denials, budget - _words(items))
+
+
+def _words(items: Sequence[CtStatement]) -> int:
+    return sum(len(item.said.text.split()) for item in items)
+
+
+def _fitting(items: Sequence[CtStatement], room: int) -> list[CtStatement]:
+    """Return the statements that fill so many words, in their order."""
+    kept = []
+    for item in items:
+        length = _words([item])
+        if length <= room + 2:
+            kept.append(item)
+            room -= length
+    return kept
 
 
 def _unobservable_lines(rng: np.random.Generator) -> list[Statement]:

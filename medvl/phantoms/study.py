@@ -31,8 +31,8 @@ __all__ = [
     "StudyRows",
     "date_of",
     "draw_person",
+    "draw_study_counts",
     "expose",
-    "patient_study_counts",
     "write_patient",
 ]
 
@@ -73,11 +73,11 @@ class StudyRows:
     digest: bytes = b""
 
 
-def patient_study_counts(phantoms: Phantoms) -> list[int]:
-    """Return the number of studies, 1 or 2, of each patient; they add up to ``n``."""
-    rolls = np.random.default_rng([phantoms.seed, 0]).random(phantoms.n)
+def draw_study_counts(n: int, seed: int) -> list[int]:
+    """Return the number of studies, 1 or 2, of each patient of a set; they add up to ``n``."""
+    rolls = np.random.default_rng([seed, 0]).random(n)
     counts: list[int] = []
-    left = phantoms.n
+    left = n
     for roll in rolls:
         if not left:
             break
