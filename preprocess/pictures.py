@@ -176,7 +176,8 @@ def _boxes(boxes: tuple[Box, ...], grid: VolumeGrid) -> tuple[tuple[Box, ...], l
     """Move boxes from RAS+ millimetres to stored voxels, whose edges are at whole numbers."""
     kept = []
     for box in boxes:
-        ends = np.array([[box.x0, box.x1], [box.y0, box.y1], [box.z0 or 0.0, box.z1 or 0.0]])
+        pairs = ((box.x0, box.x1), (box.y0, box.y1), (box.z0 or 0.0, box.z1 or 0.0))
+        ends = np.array(pairs, np.float64)
         corners = np.array(np.meshgrid(*ends, indexing="ij")).reshape(3, 8)
         placed = _to_voxels(corners, grid.affine_ras)
         low = np.maximum(placed.min(axis=1), 0)
