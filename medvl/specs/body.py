@@ -13,10 +13,12 @@ COARSE_MM = 4.0
 """Distance of the voxels that are looked at."""
 BODY_HU = -300
 """Fat and skin lie above, air, lungs, clothes and the foam of a table below."""
-THIN = 3
-"""Looked-at voxels across an axial plane that anything must have to be more than a shell or a strap."""
-NEARLY = 0.25
-"""What has this share of the largest piece is part of the body: two legs, arms beside a head."""
+THIN = 2
+"""Looked-at voxels that anything must have along both axes of an axial plane to be more than a shell."""
+SMALL = 0.05
+"""What has this share of the largest piece is part of the body: legs, arms, a chest wall beside the lungs."""
+NEAR = 2
+"""Looked-at voxels between the body and the air that belongs to it, at most."""
 
 
 def body_box(
@@ -24,11 +26,11 @@ def body_box(
 ) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
     """Return first and last voxel (exclusive) along each axis of the box around the body, with a margin.
 
-    Every voxel of a 4 mm grid above −300 HU counts. What is thinner than three of them in an axial plane is
+    Every voxel of a 4 mm grid above −300 HU counts. What is thinner than two of them in an axial plane is
     taken away: the shells of the table top, blankets, cables. Of the connected pieces that are left, the
-    largest and those of a quarter of its size are the body. Lungs lie within the wall of the chest, so its
-    box holds them. A head rest or a thick cushion that touches the body may stay; a scan in which no body is
-    found, or all is body, stays whole.
+    largest and those of a twentieth of its size are the body. Air that what counts encloses in an axial plane
+    belongs to it where the body is near: so lungs are kept whole, however thin the wall of the chest. The
+    thick parts of a table, a head rest or a cushion may stay. A scan in which no body is found stays whole.
 
     Args:
         hu: canonical axes; the third is that of the table.
@@ -48,15 +50,17 @@ def body_box(
     solid: Bool[np.ndarray, "x y z"] = coarse > BODY_HU
     square = np.ones((THIN, THIN, 1), bool)
     # at the rim the field of view goes on, so erosion takes nothing from there
-    solid = ndimage.binary_erosion(solid, square, border_value=1)
-    solid = ndimage.binary_dilation(solid, square)
-    pieces, count = ndimage.label(solid)
-    whole = tuple((0, size) for size in hu.shape)
+    thick = ndimage.binary_dilation(ndimage.binary_erosion(solid, square, border_value=1), square) & solid
+    pieces, count = ndimage.label(thick)
     if not count:
-        return whole[0], whole[1], whole[2]
+        return (0, hu.shape[0]), (0, hu.shape[1]), (0, hu.shape[2])
     sizes = np.bincount(pieces.ravel())
     sizes[0] = 0
-    body = (sizes >= NEARLY * sizes.max())[pieces] & solid
+    body = (sizes >= SMALL * sizes.max())[pieces] & thick
+    plane = ndimage.generate_binary_structure(3, 1) & np.array([False, True, False])
+    air, _ = ndimage.label(ndimage.binary_fill_holes(solid, plane) & ~solid)
+    near = np.unique(air[ndimage.binary_dilation(body, plane, iterations=NEAR)])
+    body |= np.isin(air, near[near > 0])
     box = []
     for axis, (size, step, edge) in enumerate(zip(hu.shape, steps, spacing_mm, strict=True)):
         found = np.flatnonzero(body.any(axis=tuple(other for other in range(3) if other != axis)))
