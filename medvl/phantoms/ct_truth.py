@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
@@ -249,8 +249,15 @@ def draw_ct_body(rng: np.random.Generator, *, female: int) -> CtBody:
     )
 
 
-def draw_ct_findings(rng: np.random.Generator, *, level: Level) -> tuple[CtFinding, ...]:
+def draw_ct_findings(
+    rng: np.random.Generator, *, level: Level, only: Sequence[str] = CT_FINDINGS
+) -> tuple[CtFinding, ...]:
     """Draw one to five findings of an abnormal study, in the order of :data:`CT_FINDINGS`.
+
+    Args:
+        rng: the study's own generator.
+        level: gives the chances of the sizes.
+        only: the kinds to draw from.
 
     Examples:
         >>> from medvl.phantoms.truth import LEVELS
@@ -259,11 +266,12 @@ def draw_ct_findings(rng: np.random.Generator, *, level: Level) -> tuple[CtFindi
         True
     """
     count = 1 + int(rng.choice(len(_HOW_MANY), p=_HOW_MANY))
-    kinds = sorted(int(kind) for kind in rng.choice(len(CT_FINDINGS), size=count, replace=False))
+    allowed = [kind for kind in CT_FINDINGS if kind in only]
+    kinds = sorted(rng.choice(len(allowed), size=min(count, len(allowed)), replace=False).tolist())
     found: list[CtFinding] = []
     for kind in kinds:
         for _attempt in range(8):
-            candidate = _one(CT_FINDINGS[kind], rng, level)
+            candidate = _one(allowed[kind], rng, level)
             if not any(_collide(candidate, other) for other in found):
                 found.append(candidate)
                 break
