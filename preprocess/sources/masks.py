@@ -58,13 +58,14 @@ class Masks:
     used: set[Path] = field(default_factory=set)
 
     def add(self, keys: Iterable[str], mask: Mask, *, beside: str | None = None) -> None:
-        """Take a mask under its keys; a second one for all of them has no volume left."""
-        free = [key for key in keys if key and key not in self.keyed]
-        self.keyed |= dict.fromkeys(free, mask)
-        if beside is not None and beside not in self.beside:
-            self.beside[beside] = mask
-        elif not free:
+        """Take a mask under its keys, unless another one has any of them."""
+        keys = [key for key in keys if key]
+        if any(key in self.keyed for key in keys):
             self.unpaired.append(Unpaired("second_mask", file_token(mask.path), path=mask.path))
+            return
+        self.keyed |= dict.fromkeys(keys, mask)
+        if beside is not None:
+            self.beside[beside] = mask
 
     def find(self, keys: Iterable[str], *, folder: str | None = None) -> Mask | None:
         """Return the mask of a volume.
@@ -148,7 +149,9 @@ def find_masks(
             )
             masks.taken.add(file.path)
     for file, said in segmentations:
-        masks.add(said.series, Mask(file.path, "segmentation", _structures(said.names, structures)))
+        mask = Mask(file.path, "segmentation", _structures(said.names, structures))
+        for series in said.series or ("",):
+            masks.add((series,), mask)
         masks.taken.add(file.path)
     masks.taken |= names.used
     every = (*masks.keyed.values(), *masks.beside.values())
