@@ -29,6 +29,7 @@ from medvl.encoders.lora import merge_lora
 from medvl.errors import BundleError, ConfigError, UsageError
 from medvl.modeldir import LoadedModel, read_model, write_model
 from medvl.notice import NOTICE
+from medvl.specs import VolumeInput
 from medvl.store import file_sha256, write_atomic
 from medvl.training.checkpoints import best_model, read_provenance
 from medvl.version import VERSION
@@ -179,7 +180,19 @@ def _write_json(path: Path, values: dict[str, Any]) -> None:
 
 
 def _metadata(loaded: LoadedModel) -> dict[str, Any]:
-    channels = {str(number): "film" for number in range(loaded.input.channels)}
+    low = round((0 - max(loaded.input.mean)) / min(loaded.input.std), 4)
+    high = round((1 - min(loaded.input.mean)) / min(loaded.input.std), 4)
+    if isinstance(loaded.input, VolumeInput):
+        channels = {str(k): f"window {c:g} ± {w / 2:g} HU" for k, (c, w) in enumerate(loaded.input.windows)}
+        meaning, modality, subject = (
+            "CT volume, axes to right, front and top; see specs.json",
+            "CT",
+            "CT volumes",
+        )
+    else:
+        channels = {str(number): "film" for number in range(loaded.input.channels)}
+        meaning = "radiograph, display polarity (dense is bright), letterboxed, see specs.json"
+        modality, subject = "CR, DX", "radiographs"
     vector = {
         "type": "embedding",
         "format": "unit vector",
@@ -199,7 +212,7 @@ def _metadata(loaded: LoadedModel) -> dict[str, Any]:
         "numpy_version": version("numpy"),
         "optional_packages_version": {"transformers": version("transformers")},
         "task": "image and report embedding",
-        "description": f"Vision-language alignment of radiographs and reports. {NOTICE}",
+        "description": f"Vision-language alignment of {subject} and reports. {NOTICE}",
         "authors": "the lab that trained it",
         "copyright": "the lab that trained it",
         "intended_use": NOTICE,
@@ -207,16 +220,13 @@ def _metadata(loaded: LoadedModel) -> dict[str, Any]:
             "inputs": {
                 "image": {
                     "type": "image",
-                    "format": "radiograph, display polarity (dense is bright), letterboxed, see specs.json",
-                    "modality": "CR, DX",
+                    "format": meaning,
+                    "modality": modality,
                     "num_channels": loaded.input.channels,
                     "spatial_shape": list(loaded.input.size_px),
                     "dtype": "float32",
-                    "value_range": [
-                        round((0 - max(loaded.input.mean)) / min(loaded.input.std), 4),
-                        round((1 - min(loaded.input.mean)) / min(loaded.input.std), 4),
-                    ],
-                    "is_patch_data": False,
+                    "value_range": [low, high],
+                    "is_patch_data": getattr(loaded.input, "fit", "") == "crop",
                     "channel_def": channels,
                 }
             },
@@ -254,11 +264,12 @@ def _card(run: Path, loaded: LoadedModel, parity: dict[str, object] | None, figu
             f"{parity['image_max_difference']:.1e} (image, n = {parity['images']}) and "
             f"{parity['text_max_difference']:.1e} (text, n = {parity['texts']}) in any axis of a unit vector."
         )
+    images = "CT volumes" if isinstance(loaded.input, VolumeInput) else "radiographs"
     return f"""# Model card
 
 **{NOTICE}**
 
-Embeds radiographs and report text in one space, for search, zero-shot scores and heat maps.
+Embeds {images} and report text in one space, for search, zero-shot scores and heat maps.
 Scores order cases; they are no probabilities and carry no threshold.
 
 | | |
@@ -275,7 +286,7 @@ Scores order cases; they are no probabilities and carry no threshold.
 ## Intended use and limits
 
 Research on data like those it was trained on, by people who can judge the result. Not for diagnosis,
-triage or any decision about a patient. A film of another device, population or view may be embedded
+triage or any decision about a patient. Images of another device, protocol or population may be embedded
 wrongly without any sign of it. Text in a picture can mislead the image tower, and a report's wording the
 text tower.
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from medvl.alignment import AlignmentModel
 from medvl.errors import BundleError, MissingDependency
 from medvl.modeldir import LoadedModel
+from medvl.specs import VolumeInput
 
 __all__ = ["PARITY_LIMIT", "Parity", "export_onnx"]
 
@@ -68,9 +69,9 @@ class _TextTower(nn.Module):
 def export_onnx(loaded: LoadedModel, folder: Path) -> Parity:
     """Write ``image.onnx`` and ``text.onnx`` and compare them with the model.
 
-    ``image.onnx`` takes ``images`` (float32, batch x channels x height x width, normalised by the input
-    spec) and ``image_mask`` (bool); ``text.onnx`` takes ``tokens`` and ``token_mask`` (int64). Both return
-    unit vectors. The batch is free, and so is the number of tokens.
+    ``image.onnx`` takes ``images`` (float32, batch x channels x the axes of a film or a volume, normalised by
+    the input spec; of a large volume one window) and ``image_mask`` (bool); ``text.onnx`` takes ``tokens``
+    and ``token_mask`` (int64). Both return unit vectors. The batch is free, and so is the number of tokens.
 
     Args:
         loaded: the model.
@@ -126,9 +127,14 @@ def export_onnx(loaded: LoadedModel, folder: Path) -> Parity:
 
 def _random_images(
     loaded: LoadedModel, n: int
-) -> tuple[Float[Tensor, "batch channels height width"], Bool[Tensor, "batch height width"]]:
+) -> tuple[Float[Tensor, "batch channels *spatial"], Bool[Tensor, " batch *spatial"]]:
     draw = np.random.default_rng(n)
-    stored = [draw.integers(0, 256, (64 + 8 * i, 64), dtype=np.uint8) for i in range(n)]
+    stored: list[np.ndarray]
+    if isinstance(loaded.input, VolumeInput):
+        x, y, z = loaded.input.size_px
+        stored = [draw.integers(-1000, 1000, (x - i, y, z), dtype=np.int16) for i in range(n)]
+    else:
+        stored = [draw.integers(0, 256, (64 + 8 * i, 64), dtype=np.uint8) for i in range(n)]
     pixels, masks = zip(*(loaded.input.apply(array) for array in stored), strict=True)
     return torch.from_numpy(np.stack(pixels)), torch.from_numpy(np.stack(masks))
 

@@ -121,7 +121,7 @@ def sideways_numbers(
 
     In the mode ``id`` the right answers are the other images of the study, such as a second reconstruction.
     In the others they are images of *other* studies with an equal report or equal findings, and those of
-    the query's own study are no candidates. Rows: ``model`` and ``chance`` (a constant score, in closed form).
+    the query's own study are no candidates. Rows: ``model`` and ``chance``, a constant score in closed form.
 
     Args:
         scores: cosine of each image with each.

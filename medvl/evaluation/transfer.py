@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -74,9 +74,9 @@ def transfer(
     data: Path,
     out: Path | None = None,
     *,
-    task: Literal["parts", "labels"] = "parts",
-    train: Literal["frozen", "lora", "full"] = "frozen",
-    start: Literal["model", "random"] = "model",
+    task: str = "parts",
+    train: str = "frozen",
+    start: str = "model",
     share: float = 1.0,
     split: str = "test",
     steps: int = 300,

@@ -10,22 +10,24 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Float32, UInt8
+from jaxtyping import Float32, Shaped
 from PIL import Image as Pillow
 
 from medvl.errors import DigestMismatch
 from medvl.modeldir import LoadedModel
 from medvl.notice import NOTICE
+from medvl.planes import record_montage
 from medvl.progress import Progress
 from medvl.records import IS_PRESENT, Record
 from medvl.retrieval.lance import EXACT_ROWS, LanceIndex
 from medvl.retrieval.vectors import index_schema
+from medvl.specs import VolumeSpec
 from medvl.store import Store
 
 __all__ = ["IndexSummary", "build_index"]
 
 _CHUNK = 256
-_THUMBNAIL_PX = 160
+_THUMBNAIL_PX, _MONTAGE_PX = 160, 280
 _RECALL_QUERIES = 64
 
 
@@ -111,9 +113,20 @@ def _embedded(model: LoadedModel, store: Store) -> Iterator[tuple[int, pa.Table]
     records = store.records
     for start in range(0, len(records), _CHUNK):
         chunk = records[start : start + _CHUNK]
-        arrays = [store.pixels(record) for record in chunk]
-        images = model.embed_images(arrays)
-        yield start, _rows(chunk, arrays, images, _text_vectors(model, chunk, images.shape[1]))
+        if isinstance(model.pixels, VolumeSpec):  # one after the other: a chunk of volumes would fill memory
+            found = [_volume(model, store, record) for record in chunk]
+            images = np.stack([vector for vector, _ in found])
+            thumbnails = [thumbnail for _, thumbnail in found]
+        else:
+            arrays = [store.pixels(record) for record in chunk]
+            images = model.embed_images(arrays)
+            thumbnails = [_thumbnail(record, array) for record, array in zip(chunk, arrays, strict=True)]
+        yield start, _rows(chunk, thumbnails, images, _text_vectors(model, chunk, images.shape[1]))
+
+
+def _volume(model: LoadedModel, store: Store, record: Record) -> tuple[Float32[np.ndarray, " dim"], bytes]:
+    volume = store.pixels(record)
+    return model.embed_images([volume])[0], _thumbnail(record, volume)
 
 
 def _text_vectors(model: LoadedModel, chunk: Sequence[Record], dim: int) -> Float32[np.ndarray, "n dim"]:
@@ -126,7 +139,7 @@ def _text_vectors(model: LoadedModel, chunk: Sequence[Record], dim: int) -> Floa
 
 def _rows(
     chunk: Sequence[Record],
-    arrays: Sequence[UInt8[np.ndarray, "_ _"]],
+    thumbnails: Sequence[bytes],
     images: Float32[np.ndarray, "n dim"],
     texts: Float32[np.ndarray, "n dim"],
 ) -> pa.Table:
@@ -142,18 +155,21 @@ def _rows(
             "findings": sorted(name for name, state in record.labels.items() if IS_PRESENT.get(state)),
             "report": " ".join(record.retrieval),
             "text_hash": record.text_hash,
-            "thumbnail": _thumbnail(array),
+            "thumbnail": thumbnail,
             "vector": image,
             "text_vector": text,
         }
-        for record, array, image, text in zip(chunk, arrays, images, texts, strict=True)
+        for record, thumbnail, image, text in zip(chunk, thumbnails, images, texts, strict=True)
     ]
     return pa.Table.from_pylist(rows, schema=index_schema(images.shape[1]))
 
 
-def _thumbnail(array: UInt8[np.ndarray, "height width"]) -> bytes:
-    picture = Pillow.fromarray(array)
-    picture.thumbnail((_THUMBNAIL_PX, _THUMBNAIL_PX))
+def _thumbnail(record: Record, stored: Shaped[np.ndarray, "..."]) -> bytes:
+    if stored.ndim == 3:
+        picture = record_montage(record, stored, side_px=_MONTAGE_PX)
+    else:
+        picture = Pillow.fromarray(stored)
+        picture.thumbnail((_THUMBNAIL_PX, _THUMBNAIL_PX))
     stream = io.BytesIO()
     picture.save(stream, "JPEG", quality=80)
     return stream.getvalue()
