@@ -1,8 +1,5 @@
 """Near-duplicates leave a store, the evidence of a report never does: pair-aware reduction by dHash.
 
-The hash is that of Krawetz' difference hash: the picture is resampled to 8 × 9 and bit (r, c) says whether
-pixel (r, c + 1) is brighter than (r, c). It moves by 8 bits with another window and by 63 with another
-polarity, so it is taken of stored arrays alone, whose window, polarity and orientation are settled.
 Threshold and greedy choice: Wolf et al. 2024, https://arxiv.org/abs/2410.14524.
 """
 
@@ -10,18 +7,27 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import functools
 import io
+import itertools
+import math
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int, Shaped, UInt8, UInt64
+from jaxtyping import Float, Int, Shaped
 
 from medvl.errors import UsageError
 from medvl.notice import NOTICE
+from medvl.preprocess.reduction_hashes import (
+    DISTANCE,
+    Near,
+    dhash,
+    near_pairs,
+    slice_hashes,
+    volume_hash,
+)
 from medvl.progress import Progress
 from medvl.records import Box, Record
 from medvl.splits import SPLITS
@@ -29,125 +35,8 @@ from medvl.store import Store
 
 __all__ = ["Near", "Reduction", "dhash", "near_pairs", "reduce_pairs", "reduce_slices"]
 
-
-DISTANCE = 6
-"""Bits of 64: "Hash-6" of Wolf et al."""
-_ROWS, _OTHERS = 128, 4096
-"""Of a block of comparisons: its bits stay in the cache."""
 _OVERLAP = 0.5
 """Intersection over union from which two boxes of one finding mark the same place."""
-
-
-def dhash(pictures: UInt8[np.ndarray, "pictures rows columns"]) -> UInt64[np.ndarray, " pictures"]:
-    """Return the 64-bit difference hash of pictures of one size, bit 63 first.
-
-    ``bit(r, c) = [s(r, c + 1) > s(r, c)]`` with s the picture resampled to 8 rows and 9 columns by the
-    Lanczos kernel of three lobes, rounded to 8 bits after the columns and after the rows as Pillow does.
-
-    Examples:
-        >>> ramp = np.tile(np.arange(0, 180, 2, dtype=np.uint8), (80, 1))
-        >>> int(dhash(ramp[None])[0]) == 2**64 - 1, int(dhash(ramp[None, :, ::-1])[0])
-        (True, 0)
-    """
-    rows, columns = pictures.shape[1:]
-    small = _to_bytes(pictures.astype(np.float32) @ _lanczos(columns, 9).T)
-    return _brighter(_to_bytes(_lanczos(rows, 8) @ small))
-
-
-def _brighter(small: Float[np.ndarray, "pictures 8 9"]) -> UInt64[np.ndarray, " pictures"]:
-    bits = (small[:, :, 1:] > small[:, :, :-1]).reshape(len(small), 64)
-    return np.packbits(bits, axis=1).view(">u8").astype(np.uint64)[:, 0]
-
-
-def _to_bytes(values: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
-    return np.clip(np.floor(values + np.float32(0.5)), 0, 255)
-
-
-@functools.lru_cache(maxsize=64)
-def _lanczos(size: int, target: int) -> Float[np.ndarray, "target size"]:
-    """Return the weights that resample an axis; a reduction stretches the kernel, so nothing aliases."""
-    scale = size / target
-    stretch = max(scale, 1.0)
-    centres = (np.arange(target)[:, None] + 0.5) * scale
-    first = np.maximum((centres - 3 * stretch + 0.5).astype(int), 0)
-    last = np.minimum((centres + 3 * stretch + 0.5).astype(int), size)
-    pixels = np.arange(size)
-    x = (pixels + 0.5 - centres) / stretch
-    weights = np.where(np.abs(x) < 3, np.sinc(x) * np.sinc(x / 3), 0.0)
-    weights *= (pixels >= first) & (pixels < last)
-    return (weights / weights.sum(1, keepdims=True)).astype(np.float32)
-
-
-class Near(NamedTuple):
-    """Pairs of rows whose hashes are near: ``first[k] < second[k]``."""
-
-    first: Int[np.ndarray, " pairs"]
-    second: Int[np.ndarray, " pairs"]
-    distance: Int[np.ndarray, " pairs"]
-
-
-def near_pairs(
-    hashes: UInt64[np.ndarray, " rows"],
-    *,
-    distance: int = DISTANCE,
-    groups: Shaped[np.ndarray, " rows"] | None = None,
-) -> Near:
-    """Return all pairs at a Hamming distance of at most ``distance``, within groups if there are any.
-
-    All pairs are compared, in blocks: some 400 million a second, so no index is needed.
-
-    Examples:
-        >>> near = near_pairs(np.array([0, 3, 7], np.uint64), distance=1)
-        >>> near.first.tolist(), near.second.tolist(), near.distance.tolist()
-        ([1], [2], [1])
-    """
-    if groups is None:
-        found = list(_blocks(hashes, np.arange(len(hashes)), distance))
-    else:
-        _, group = np.unique(groups, return_inverse=True)
-        order = np.argsort(group, kind="stable")
-        sizes = np.bincount(group)
-        ends = np.cumsum(sizes)
-        large = np.flatnonzero(sizes > 64)
-        found = [
-            each for g in large for each in _blocks(hashes, order[ends[g] - sizes[g] : ends[g]], distance)
-        ]
-        small = order[~np.isin(group[order], large)]
-        found += list(_neighbours(hashes, small, group[small], distance))
-    found.append(Near(*np.empty((3, 0), np.int64)))
-    first, second, bits = (np.concatenate(parts) for parts in zip(*found, strict=True))
-    order = np.lexsort((first, second))
-    return Near(first[order], second[order], bits[order])
-
-
-def _blocks(
-    hashes: UInt64[np.ndarray, " rows"], rows: Int[np.ndarray, " some"], distance: int
-) -> Iterator[Near]:
-    """Compare every one of ``rows`` (ascending) with every later one."""
-    chosen = hashes[rows]
-    for a in range(0, len(rows), _ROWS):
-        for b in range(a, len(rows), _OTHERS):
-            bits = np.bitwise_count(chosen[a : a + _ROWS, None] ^ chosen[None, b : b + _OTHERS])
-            i, j = np.divmod(np.flatnonzero(bits <= distance), bits.shape[1])
-            later = i + a < j + b
-            i, j = i[later], j[later]
-            yield Near(rows[a + i], rows[b + j], bits[i, j].astype(np.int64))
-
-
-def _neighbours(
-    hashes: UInt64[np.ndarray, " rows"],
-    rows: Int[np.ndarray, " some"],
-    group: Int[np.ndarray, " some"],
-    distance: int,
-) -> Iterator[Near]:
-    """Compare rows that are sorted by group with the next, the one after, … of their group, all at once."""
-    shift = 1
-    while shift < len(rows) and (same := group[shift:] == group[:-shift]).any():
-        i = np.flatnonzero(same)
-        bits = np.bitwise_count(hashes[rows[i]] ^ hashes[rows[i + shift]])
-        i, bits = i[bits <= distance], bits[bits <= distance]
-        yield Near(rows[i], rows[i + shift], bits.astype(np.int64))
-        shift += 1
 
 
 def reduce_slices(
@@ -169,25 +58,12 @@ def reduce_slices(
         >>> reduce_slices(np.zeros((32, 32, 5), np.int16)).tolist()
         [0]
     """
-    hashes = _slice_hashes(volume, low=low, high=high)
+    hashes = slice_hashes(volume, low=low, high=high)
     kept: list[int] = []
     for row, value in enumerate(hashes):
         if not kept or np.bitwise_count(hashes[kept] ^ value).min() > distance:
             kept.append(row)
     return np.array(kept, np.int64)
-
-
-def _slice_hashes(
-    volume: Shaped[np.ndarray, "rows columns slices"], *, low: float, high: float
-) -> UInt64[np.ndarray, " slices"]:
-    """Return :func:`dhash` of each slice, shown in 8 bits between ``low`` and ``high``; nothing is turned."""
-    rows, columns, slices = volume.shape
-    narrow = np.empty((rows, 9, slices), np.float32)
-    for top in range(0, rows, 16):  # a strip stays in the cache, and a large series needs no copy
-        strip = (volume[top : top + 16].astype(np.float32) - np.float32(low)) * np.float32(255 / (high - low))
-        narrow[top : top + 16] = _to_bytes(_lanczos(columns, 9) @ _to_bytes(strip))
-    small = _to_bytes(_lanczos(rows, 8) @ narrow.reshape(rows, 9 * slices))
-    return _brighter(np.ascontiguousarray(np.moveaxis(small.reshape(8, 9, slices), -1, 0)))
 
 
 class Pairing(NamedTuple):
@@ -267,8 +143,8 @@ def reduce_pairs(
     at least, so no report leaves the store with its last picture.
 
     Args:
-        store: the store; its arrays are two-dimensional and of 8 bits. Others are not compared.
-        distance: bits of 64 within which two pictures are similar.
+        store: the store: films of 8 bits, or volumes in HU. Rejected records are not compared.
+        distance: bits of 64 within which two pictures are similar; of volumes, each 64 of 512.
         within: compare the records of one patient, or of the whole store.
         splits: records of other splits stay as they are.
         progress: called with pictures hashed, pictures in all, and the step.
@@ -287,10 +163,12 @@ def reduce_pairs(
             hint=f"Allowed: within 'patient' or 'store'; splits of {', '.join(SPLITS)}.",
         )
     records = [r for r in store.records if r.split in splits and _comparable(r)]
-    records.sort(key=lambda r: (-len(r.boxes), -len(r.labels) - len(r.said), r.record_id))
-    hashes = np.empty(len(records), np.uint64)
+    records.sort(key=lambda r: (-len(r.boxes), -len(r.labels) - len(r.said), _voxels(r), r.record_id))
+    volumes = bool(records) and len(records[0].shape) == 3
+    hashes = np.empty((len(records), 8 if volumes else 1), np.uint64)
     for place, record in enumerate(records):
-        hashes[place] = dhash(store.pixels(record)[None])[0]
+        array = store.pixels(record)
+        hashes[place] = volume_hash(array) if volumes else dhash(array[None])
         if progress is not None:
             progress(place + 1, len(records), "hashing pictures")
     groups = np.array([r.patient_id for r in records]) if within == "patient" else None
@@ -310,7 +188,13 @@ def reduce_pairs(
 
 
 def _comparable(record: Record) -> bool:
-    return len(record.shape) == 2 and record.dtype == "uint8" and not record.geometry.startswith("rejected")
+    known = (len(record.shape), record.dtype) in ((2, "uint8"), (3, "int16"))
+    return known and not record.geometry.startswith("rejected")
+
+
+def _voxels(record: Record) -> int:
+    """Return what sorts the finer of two reconstructions first, and leaves films in their order."""
+    return -math.prod(record.shape) if len(record.shape) == 3 else 0
 
 
 def _greedy(records: Sequence[Record], near: Near, left: Counter[str]) -> tuple[list[Pairing], list[Pairing]]:
@@ -360,18 +244,24 @@ def _stands_for(kept: Record, record: Record) -> tuple[bool, str]:
 
 
 def _same_place(box: Box, kept: Record, mine: Box, record: Record) -> bool:
-    """Whether two boxes of one finding overlap by half, as shares of their pictures."""
+    """Whether two boxes of one finding overlap by half: in shares of films, in millimetres of patients."""
     if box.label != mine.label:
         return False
-    a = _shares(box, record.shape)
-    b = _shares(mine, kept.shape)
-    width = min(a[2], b[2]) - max(a[0], b[0])
-    height = min(a[3], b[3]) - max(a[1], b[1])
-    common = max(width, 0.0) * max(height, 0.0)
-    union = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - common
+    (low_a, high_a), (low_b, high_b) = _extent(box, record), _extent(mine, kept)
+    if len(low_a) != len(low_b):
+        return False
+    common = float(np.prod(np.clip(np.minimum(high_a, high_b) - np.maximum(low_a, low_b), 0, None)))
+    union = float(np.prod(high_a - low_a) + np.prod(high_b - low_b)) - common
     return union > 0 and common / union >= _OVERLAP
 
 
-def _shares(box: Box, shape: tuple[int, ...]) -> tuple[float, float, float, float]:
-    rows, columns = shape
-    return box.x0 / columns, box.y0 / rows, box.x1 / columns, box.y1 / rows
+def _extent(box: Box, record: Record) -> tuple[Float[np.ndarray, " axes"], Float[np.ndarray, " axes"]]:
+    """Return the corners of a box: of a film in shares of it, of a volume in RAS millimetres."""
+    if box.z0 is None or box.z1 is None or len(record.affine_ras) != 16:
+        size = np.array([record.shape[1], record.shape[0]], float)
+        return np.array([box.x0, box.y0]) / size, np.array([box.x1, box.y1]) / size
+    affine = np.array(record.affine_ras).reshape(4, 4)
+    # Voxel k reaches from k - 1/2 to k + 1/2 of the affine's index; boxes count edges.
+    edges = itertools.product((box.x0, box.x1), (box.y0, box.y1), (box.z0, box.z1))
+    corners = np.array([affine[:3, :3] @ (np.array(edge) - 0.5) + affine[:3, 3] for edge in edges])
+    return corners.min(0), corners.max(0)
