@@ -1,0 +1,409 @@
+"""Transfer: decoders and classifiers on an encoder, their training, Dice and AUROC, and heads on disk."""
+
+import copy
+import json
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from tinyvolumes import SPEC, write_volumes
+
+from medvl.alignment import ProjectionConfig, TowerRecipe, build_model
+from medvl.encoders.image import build_image_encoder
+from medvl.errors import CheckpointError, ConfigError, DigestMismatch, UsageError
+from medvl.evaluation.bootstrap import Bootstrap
+from medvl.evaluation.transfer import transfer
+from medvl.evaluation.transfer_tasks import part_numbers
+from medvl.heads.saved import read_head, write_head
+from medvl.heads.segmentation import PartDecoder, Segmenter, dice, part_loss, segment
+from medvl.heads.transfer import Classifier, fit_head, label_loss, tower_to_train
+from medvl.modeldir import LoadedModel, read_model, write_model
+from medvl.notice import NOTICE
+from medvl.specs import InputSpec, PixelSpec, ReportSpec, VolumeInput
+from medvl.store import Store
+from medvl.tokens import train_tokeniser
+
+RESNET = {"axes": 3, "widths": [8, 16], "blocks": [1, 1], "stem_px": 3}
+INPUT = VolumeInput(size_px=(24, 20, 16), windows=((0.0, 2000.0),))
+
+
+def loaded_model(*, pool="encoder", image=None, input=INPUT, pixels=SPEC):
+    torch.manual_seed(0)
+    tokeniser = train_tokeniser(["A nodule in the lung."])
+    model = build_model(
+        image=image or TowerRecipe(name="resnet", options=RESNET),
+        text=TowerRecipe(name="bert", options={"layers": 1, "width": 16, "heads": 2}),
+        tokeniser=tokeniser,
+        projection=ProjectionConfig(dim=8, image_pool=pool),
+    )
+    return LoadedModel(model.eval(), pixels, input, ReportSpec(), tokeniser)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    return write_volumes(tmp_path_factory.mktemp("volumes") / "store", n=40)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model") / "model"
+    write_model(folder, loaded_model())
+    return folder
+
+
+# --- the figures --------------------------------------------------------------------------------
+
+
+def test_dice_is_the_loop():
+    random = np.random.default_rng(0)
+    found, truth = (random.integers(0, 5, (4, 5, 6)).astype(np.uint8) for _ in range(2))
+    found[found == 4] = 0
+    truth[truth == 4] = 0
+    values = dice(found, truth, parts=5)
+    for part in (1, 2, 3):
+        a, b = set(np.flatnonzero(found == part)), set(np.flatnonzero(truth == part))
+        assert values[part - 1] == pytest.approx(2 * len(a & b) / (len(a) + len(b)))
+    assert np.isnan(values[3]) and np.isnan(values[4])
+    assert dice(np.zeros((2, 2), np.uint8), np.ones((2, 2), np.uint8), parts=1).tolist() == [0.0]
+
+
+def test_the_loss_of_uniform_scores_is_its_closed_form():
+    numbers = torch.zeros(2, 2, 2, 2, dtype=torch.uint8)
+    numbers[0, 0] = 1  # 4 of 16 voxels
+    # Cross-entropy ln 2; soft Dice of class k: (2·n_k/2)/(8 + n_k) with n = 12 and 4, over both images.
+    expected = math.log(2) + 1 - (12 / 20 + 4 / 12) / 2
+    assert float(part_loss(torch.zeros(2, 2, 2, 2, 2), numbers)) == pytest.approx(expected, abs=1e-5)
+
+
+def test_numbers_are_means_over_records_that_have_the_part():
+    scores = np.array([[0.5, np.nan], [1.0, 0.2], [0.0, np.nan], [0.9, 0.6]])
+    bootstrap = Bootstrap(["a", "a", "b", "c"], resamples=200, seed=3)
+    numbers = part_numbers(np.column_stack([scores, np.full(4, np.nan)]), ["lungs", "liver", "x"], bootstrap)
+    assert list(numbers) == ["dice/macro", "dice/lungs", "dice/liver"]
+    assert numbers["dice/lungs"].value == pytest.approx(0.6) and numbers["dice/lungs"].n == 4
+    assert numbers["dice/liver"].value == pytest.approx(0.4) and numbers["dice/liver"].n == 2
+    assert numbers["dice/macro"].value == pytest.approx(0.5)
+    drawn = []
+    for row in bootstrap.draws:  # how often patients a, b and c were drawn
+        weights = row[[0, 0, 1, 2]]
+        seen = ~np.isnan(scores[:, 1])
+        drawn.append((weights @ scores[:, 0]) / weights.sum())
+        assert seen.sum() == 2
+    low, high = np.quantile(drawn, (0.025, 0.975))
+    assert (numbers["dice/lungs"].low, numbers["dice/lungs"].high) == (
+        pytest.approx(low),
+        pytest.approx(high),
+    )
+    assert numbers["dice/liver"].undefined == sum(row[0] + row[2] == 0 for row in bootstrap.draws)
+
+
+def test_unknown_labels_teach_nothing():
+    scores = torch.tensor([[2.0, -1.0], [0.5, 3.0]], requires_grad=True)
+    labels = torch.tensor([[1.0, torch.nan], [0.0, torch.nan]])
+    value = label_loss(scores, labels)
+    expected = (math.log1p(math.exp(-2.0)) + math.log1p(math.exp(0.5))) / 2
+    assert float(value.detach()) == pytest.approx(expected, rel=1e-6)
+    value.backward()
+    assert (scores.grad[:, 1] == 0).all() and (scores.grad[:, 0] != 0).all()
+    assert float(label_loss(scores.detach(), torch.full((2, 2), torch.nan))) == 0.0
+
+
+# --- the decoder --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("size", "grid", "levels"),
+    [((24, 20, 16), (6, 5, 4), 2), ((14, 28, 7), (1, 2, 1), 4), ((32, 24), (4, 3), 3)],
+)
+def test_the_decoder_reaches_the_size_of_the_image(size, grid, levels):
+    decoder = PartDecoder(
+        axes=len(size), region_width=32, channels=2, classes=3, levels=levels, width=4
+    ).eval()
+    images, regions = torch.randn(2, 2, *size), torch.randn(2, math.prod(grid), 32)
+    scores = decoder(images, regions, grid=grid)
+    assert scores.shape == (2, 3, *size)
+    alone = decoder(images[1:], regions[1:], grid=grid)
+    torch.testing.assert_close(alone[0], scores[1], atol=1e-5, rtol=1e-4)
+    changed = decoder(images, regions + 1.0, grid=grid)
+    assert not torch.allclose(changed, scores)  # it reads the regions
+    changed = decoder(images * 2.0, regions, grid=grid)
+    assert not torch.allclose(changed, scores)  # and the image
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "size"),
+    [
+        ("resnet", {**RESNET, "channels": 1}, (16, 16, 8)),
+        ("vit", {"size_px": [16, 16, 8], "patch_px": [8, 8, 4], "width": 24, "layers": 1, "heads": 2,
+                 "hidden": 24, "region_layers": [1]}, (16, 16, 8)),
+        ("slices", {"encoder": "resnet", "options": {"widths": [8], "blocks": [1]}, "channels": 1,
+                    "size_px": [16, 16, 8]}, (16, 16, 8)),
+        ("resnet", {"widths": [8, 16], "blocks": [1, 1]}, (32, 32)),
+    ],
+)  # fmt: skip
+def test_every_parameter_of_a_segmenter_learns(name, options, size):
+    torch.manual_seed(0)
+    net = Segmenter(build_image_encoder(name, options), parts=("a", "b"), size_px=size, width=4)
+    images, mask = torch.randn(2, 1, *size), torch.ones(2, *size, dtype=torch.bool)
+    numbers = torch.randint(0, 3, (2, *size)).to(torch.uint8)
+    part_loss(net(images, mask), numbers).backward()
+    # The pooled vector teaches nothing here; whatever serves it alone may stay without a gradient.
+    alone = ("encoder.pooler.",)
+    missing = [n for n, p in net.named_parameters() if p.grad is None and not n.startswith(alone)]
+    assert missing == []
+
+
+# --- whole volumes ------------------------------------------------------------------------------
+
+
+def small_segmenter(size):
+    torch.manual_seed(4)
+    tower = build_image_encoder("resnet", {**RESNET, "norm": "group"})
+    return Segmenter(tower, parts=("a", "b", "c"), size_px=size, width=4).eval()
+
+
+def test_a_large_volume_takes_each_voxel_from_the_crop_that_shows_most_around_it():
+    input = VolumeInput(size_px=(8, 8, 8), windows=((0.0, 2000.0),))
+    net = small_segmenter((8, 8, 8))
+    stored = np.random.default_rng(0).integers(-900, 900, (13, 6, 8)).astype(np.int16)
+    found = segment(net, stored, input=input)
+    tiles = input.tiles(stored.shape)
+    assert len(tiles) == 2
+    crops = []
+    for start in tiles:
+        tensor, mask = input.apply(stored, start=start)
+        with torch.inference_mode():
+            scores = net(torch.from_numpy(tensor)[None], torch.from_numpy(mask)[None])
+        crops.append(scores[0].argmax(0).numpy())
+    pad = 1  # 6 voxels of y lie in the middle of 8
+    for voxel in np.ndindex(13, 6, 8):
+        x, y, z = voxel
+        depths, numbers = [], []
+        for start, crop in zip(tiles, crops, strict=True):
+            place = (x - start[0], y + pad, z)
+            if 0 <= place[0] < 8:
+                depths.append(min(min(p, 7 - p) for p in place))
+                numbers.append(crop[place])
+        assert found[voxel] == numbers[int(np.argmax(depths))]
+
+
+def test_with_a_resizing_input_a_voxel_takes_the_part_at_its_place():
+    input = VolumeInput(size_px=(8, 8, 8), windows=((0.0, 2000.0),), fit="resize")
+    net = small_segmenter((8, 8, 8))
+    stored = np.random.default_rng(0).integers(-900, 900, (16, 12, 16)).astype(np.int16)
+    found = segment(net, stored, input=input)
+    tensor, mask = input.apply(stored)
+    with torch.inference_mode():
+        shown = net(torch.from_numpy(tensor)[None], torch.from_numpy(mask)[None])[0].argmax(0).numpy()
+    # Half the size: y has 6 of 8 voxels, one of padding on each side.
+    for x, y, z in np.ndindex(16, 12, 16):
+        assert found[x, y, z] == shown[x // 2, y // 2 + 1, z // 2]
+
+
+def test_films_have_no_parts():
+    tower = build_image_encoder("resnet", {"widths": [8], "blocks": [1]})
+    net = Segmenter(tower, parts=("a",), size_px=(16, 16), width=4)
+    with pytest.raises(UsageError, match="encoder 'resnet' reads films"):
+        segment(net, np.zeros((8, 8, 8), np.int16), input=INPUT)
+
+
+# --- training -----------------------------------------------------------------------------------
+
+
+def shells(steps, seed=0):
+    """Volumes whose parts are their two kinds of grey."""
+    random = np.random.default_rng(seed)
+    for _ in range(steps):
+        numbers = np.zeros((4, 16, 16, 8), np.uint8)
+        for volume in numbers:
+            for part in (1, 2):
+                x, y, z = random.integers(0, 8), random.integers(0, 8), random.integers(0, 4)
+                volume[x : x + 8, y : y + 8, z : z + 4] = part
+        grey = np.array([0.0, 1.0, -1.0], np.float32)[numbers] + 0.1 * random.normal(size=numbers.shape)
+        images = torch.from_numpy(grey.astype(np.float32))[:, None]
+        yield images, torch.ones(numbers.shape, dtype=torch.bool), torch.from_numpy(numbers)
+
+
+def test_a_decoder_on_a_frozen_encoder_learns_what_is_separable():
+    torch.manual_seed(0)
+    tower = build_image_encoder("resnet", RESNET).set_policy("frozen")
+    before = {name: value.clone() for name, value in tower.state_dict().items()}
+    net = Segmenter(tower, parts=("bright", "dark"), size_px=(16, 16, 8), width=8)
+    losses = fit_head(net, shells(60), loss=part_loss, steps=60, lr=1e-2)
+    assert len(losses) == 60 and losses[-1] < 0.4 * losses[0]
+    images, mask, numbers = next(shells(1, seed=9))
+    with torch.no_grad():
+        found = net(images, mask).argmax(1).to(torch.uint8)
+    assert (dice(found.numpy(), numbers.numpy(), parts=2) > 0.9).all()
+    assert all(torch.equal(value, before[name]) for name, value in tower.state_dict().items())
+
+
+@pytest.mark.parametrize("train", ["lora", "full"])
+def test_how_far_the_encoder_trains(train):
+    loaded = loaded_model()
+    tower = tower_to_train(loaded.model, train)
+    before = {name: value.clone() for name, value in tower.named_parameters()}
+    net = Classifier(tower, labels=1)
+    rows = [(images, mask, (images.mean((1, 2, 3, 4)) > 0).float()[:, None]) for images, mask, _ in shells(3)]
+    fit_head(net, rows, loss=label_loss, steps=3, lr=1e-2)
+    moved = {name for name, value in tower.named_parameters() if not torch.equal(value, before[name])}
+    assert moved and (all(".lora_" in name for name in moved) if train == "lora" else len(moved) > 5)
+    assert loaded.model.image_encoder.lora is None  # the model itself stays as it is
+    own = loaded.model.image_encoder.state_dict()
+    assert all(
+        torch.equal(value, loaded_model().model.image_encoder.state_dict()[n]) for n, value in own.items()
+    )
+
+
+def test_a_tower_with_adapters_is_merged_first_and_a_random_one_is_new():
+    recipe = TowerRecipe(name="resnet", options=RESNET, train="lora", lora={"rank": 2, "targets": "all-conv"})
+    loaded = loaded_model(image=recipe)
+    for name, value in loaded.model.image_encoder.named_parameters():
+        if ".lora_B." in name:
+            torch.nn.init.normal_(value, std=0.1)
+    images, mask = torch.randn(2, 1, 16, 16, 8), torch.ones(2, 16, 16, 8, dtype=torch.bool)
+    expected = loaded.model.image_encoder(images, mask).pooled
+    tower = tower_to_train(loaded.model, "frozen").eval()
+    torch.testing.assert_close(tower(images, mask).pooled, expected, atol=1e-5, rtol=1e-4)
+    assert tower.lora is None and loaded.model.image_encoder.lora is not None
+    fresh = tower_to_train(loaded.model, "full", start="random").eval()
+    assert not torch.allclose(fresh(images, mask).pooled, expected)
+    with pytest.raises(UsageError, match=r"unknown training policy 'frosen'.*Did you mean 'frozen'"):
+        tower_to_train(loaded.model, "frosen")
+
+
+def test_a_loss_that_is_not_finite_stops():
+    tower = build_image_encoder("resnet", RESNET)
+    rows = [
+        (torch.full((2, 1, 8, 8, 8), torch.nan), torch.ones(2, 8, 8, 8, dtype=torch.bool), torch.ones(2, 1))
+    ]
+    with pytest.raises(UsageError, match="the loss of step 1 is nan"):
+        fit_head(Classifier(tower, labels=1), rows, loss=label_loss, steps=1, lr=1e-3)
+
+
+# --- heads on disk ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("train", ["frozen", "lora", "full"])
+@pytest.mark.parametrize("kind", ["parts", "labels"])
+def test_a_head_is_read_as_it_was_written(kind, train, tmp_path):
+    loaded = loaded_model(pool="attention")
+    tower = tower_to_train(loaded.model, train)
+    if kind == "parts":
+        net = Segmenter(tower, parts=("a", "b"), size_px=INPUT.size_px, width=4)
+        fit_head(net, tiny_rows(parts=True), loss=part_loss, steps=2, lr=1e-2)
+    else:
+        net = Classifier(tower, labels=2, pool=copy.deepcopy(loaded.model.image_pool))
+        fit_head(net, tiny_rows(parts=False), loss=label_loss, steps=2, lr=1e-2)
+    write_head(tmp_path, net, names=("a", "b"), model_digest=loaded.digest)
+    assert (tmp_path / "image.safetensors").is_file() == (train != "frozen")
+    again = read_head(tmp_path, loaded)
+    images, mask, _ = next(iter(tiny_rows(parts=True)))
+    with torch.no_grad():
+        torch.testing.assert_close(again(images, mask), net(images, mask), atol=1e-5, rtol=1e-4)
+
+
+def tiny_rows(*, parts):
+    torch.manual_seed(1)
+    for _ in range(2):
+        images, mask = torch.randn(2, 1, 24, 20, 16), torch.ones(2, 24, 20, 16, dtype=torch.bool)
+        taught = torch.randint(0, 3, (2, 24, 20, 16)).to(torch.uint8) if parts else torch.eye(2)
+        yield images, mask, taught
+
+
+def test_a_head_of_another_model_or_a_damaged_one_is_refused(tmp_path):
+    loaded = loaded_model()
+    net = Classifier(tower_to_train(loaded.model, "frozen"), labels=1)
+    write_head(tmp_path, net, names=("a",), model_digest=loaded.digest)
+    about = json.loads((tmp_path / "head.json").read_text())
+    with pytest.raises(DigestMismatch, match="0" * 32):
+        (tmp_path / "head.json").write_text(json.dumps({**about, "model_digest": "0" * 32}))
+        read_head(tmp_path, loaded)
+    with pytest.raises(CheckpointError, match="has format 'other'; this version reads 'medvl-head-1'"):
+        (tmp_path / "head.json").write_text(json.dumps({**about, "format": "other"}))
+        read_head(tmp_path, loaded)
+    with pytest.raises(CheckpointError, match=r"does not fit its encoder: first tensor head.bias"):
+        (tmp_path / "head.json").write_text(json.dumps({**about, "names": ["a", "b"]}))
+        read_head(tmp_path, loaded)
+    with pytest.raises(CheckpointError, match=r"cannot be read: 'names'"):
+        (tmp_path / "head.json").write_text(json.dumps({"format": about["format"]}))
+        read_head(tmp_path, loaded)
+    net.head.bias.data.fill_(torch.nan)
+    write_head(tmp_path, net, names=("a",), model_digest=loaded.digest)
+    with pytest.raises(CheckpointError, match=r"tensor head\.bias of the head holds NaN"):
+        read_head(tmp_path, loaded)
+
+
+# --- the whole ----------------------------------------------------------------------------------
+
+
+def test_parts_are_learned_and_measured_on_whole_volumes(store, model, tmp_path):
+    steps: dict[str, tuple[int, int]] = {}
+    result = transfer(
+        model, store, tmp_path / "out", task="parts", steps=40, batch=4, lr=1e-2, resamples=100,
+        progress=lambda done, total, what: steps.__setitem__(what, (done, total)),
+    )  # fmt: skip
+    assert result.value("dice/lungs") > 0.7 and result.value("dice/liver") > 0.5
+    assert 0.5 < result.value("dice/macro") <= 1.0
+    records = [r for r in Store(store).records if r.split == "test"]
+    with_parts = [r for r in records if r.parts_size]
+    assert result.metrics["records"]["test"] == len(with_parts) == steps["segmenting"][1]
+    without = len(records) - len(with_parts)
+    assert result.metrics["left_out"].get("test record without parts", 0) == without
+    assert steps["training the head"] == (40, 40)
+    head = read_head(tmp_path / "out", read_model(model))
+    opened = Store(store)
+    found = segment(head, opened.pixels(with_parts[0]), input=INPUT)
+    truth = opened.parts(with_parts[0])
+    assert np.nanmean(dice(found, truth, parts=16)) > 0.4
+    values = json.loads((tmp_path / "out" / "transfer.json").read_text())
+    assert values["numbers"]["dice/lungs"]["low"] <= values["numbers"]["dice/lungs"]["high"]
+    assert "| lungs |" in (tmp_path / "out" / "table.md").read_text()
+    assert result.lines()[-1] == NOTICE
+    with pytest.raises(UsageError, match=r"no figure 'dice/lung'.*Did you mean 'dice/lungs'"):
+        result.value("dice/lung")
+
+
+def test_labels_by_a_probe_and_by_training_on_a_share(store, model, tmp_path):
+    probed = transfer(model, store, tmp_path / "a", task="labels", resamples=100)
+    assert set(probed.metrics["numbers"]) == {"auroc/macro", "auroc/lung_nodule", "auroc/liver_lesion"}
+    assert not (tmp_path / "a" / "head.json").exists()
+    less = transfer(
+        model, store, tmp_path / "b", task="labels", train="full", start="random", share=0.6, steps=4,
+        resamples=100,
+    )  # fmt: skip
+    assert (tmp_path / "b" / "image.json").is_file() and (tmp_path / "b" / "head.json").is_file()
+    trained, all_of_them = less.metrics["patients"]["train"], probed.metrics["patients"]["train"]
+    assert trained == math.ceil(0.6 * all_of_them)
+    again = transfer(
+        model, store, tmp_path / "c", task="labels", train="full", start="random", share=0.6, steps=4,
+        resamples=100,
+    )  # fmt: skip
+    assert again.metrics["numbers"] == less.metrics["numbers"]
+
+
+def test_refused_transfers(store, model, tmp_path):
+    with pytest.raises(UsageError, match=r"unknown task 'part'.*Did you mean 'parts'"):
+        transfer(model, store, tmp_path, task="part")
+    with pytest.raises(UsageError, match="unknown split 'train'"):
+        transfer(model, store, tmp_path, split="train")
+    with pytest.raises(UsageError, match="unknown start 'rnd'"):
+        transfer(model, store, tmp_path, start="rnd")
+    with pytest.raises(UsageError, match=r"share is 1.5, steps 300 and lr 0.002"):
+        transfer(model, store, tmp_path, share=1.5)
+    with pytest.raises(ConfigError, match="a batch of 1 out of"):
+        transfer(model, store, tmp_path, batch=1)
+    film = loaded_model(
+        image=TowerRecipe(name="resnet", options={"widths": [8], "blocks": [1]}),
+        input=InputSpec(size_px=(32, 32)),
+        pixels=PixelSpec(),
+    )
+    write_model(tmp_path / "film", film)
+    with pytest.raises(DigestMismatch):
+        transfer(tmp_path / "film", store, tmp_path / "x")
+    other = replace(film, pixels=SPEC)
+    write_model(tmp_path / "odd", other)
+    with pytest.raises(UsageError, match="the model reads films; only volumes have parts"):
+        transfer(tmp_path / "odd", store, tmp_path / "x")
