@@ -48,7 +48,7 @@ def volume_hash(
 ) -> UInt64[np.ndarray, " 8"]:
     """Return the 512-bit difference hash of a volume: eight 64-bit words, one for each eighth along z.
 
-    Bit (j, i) of word k is ``[m(i + 1, j, k) > m(i, j, k)]`` with m the windowed volume resampled to 9 × 8 × 8
+    Bit (j, i) of word k is ``[m(i + 1, j, k) > m(i, j, k)]``, m the windowed volume resampled to 9 × 8 × 8
     as :func:`dhash` resamples.
 
     Args:
