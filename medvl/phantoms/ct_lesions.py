@@ -205,11 +205,11 @@ class _Painter:
         )
 
     def _pleural_effusion(self, finding: CtFinding, side: int) -> None:
-        top = -8 - 0.87 * self.body.deep + finding.mm - 0.22 * np.clip(self.canvas.z + 50, 0, None)
+        top = -8 - 0.95 * self.body.deep + finding.mm - 0.22 * np.clip(self.canvas.z + 50, 0, None)
         self._layer(side, top - self.canvas.y, 10.0)
 
     def _pneumothorax(self, finding: CtFinding, side: int) -> None:
-        sheet = self.canvas.y - np.float32(-8 + 0.87 * self.body.deep - finding.mm)
+        sheet = self.canvas.y - np.float32(-8 + 0.95 * self.body.deep - finding.mm)
         sheet = np.minimum(sheet + 0.12 * np.clip(self.canvas.z, -40, 60), self.canvas.z + 35)
         line = self.canvas.soft(2.0 - np.abs(sheet + 2)) * (self.canvas.x * side > 0) * self.trunk.lung
         self.canvas.paint(WHOLE, line, -350)

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import UInt8
 from pydicom.dataset import Dataset
 from pydicom.pixels.utils import pack_bits
-from pydicom.uid import SegmentationStorage
+from pydicom.uid import CTImageStorage, SegmentationStorage
 
 from medvl.phantoms.ct_series import CtShot, Frame, common_header
 from medvl.phantoms.ct_truth import STRUCTURES
@@ -33,6 +33,7 @@ def write_seg(
     person: Person,
     shot: CtShot,
     *,
+    series_uid: str,
     sop_uid: str,
     dimension_uid: str,
 ) -> None:
@@ -44,6 +45,7 @@ def write_seg(
         path: the file.
         person: whose it is.
         shot: headers of the segmentation's own series.
+        series_uid: of the series that was segmented.
         sop_uid: of the object.
         dimension_uid: of its dimension organization.
     """
@@ -73,6 +75,7 @@ def write_seg(
         index.DimensionIndexPointer, index.FunctionalGroupPointer = pointer, group
         places.append(index)
     ds.DimensionIndexSequence = places
+    ds.ReferencedSeriesSequence = [_referenced(frames, series_uid)]
     shared, plane, measures = Dataset(), Dataset(), Dataset()
     plane.ImageOrientationPatient = [f"{value:.8f}" for value in frames[0].orientation or ()]
     measures.PixelSpacing = [f"{value:.6g}" for value in frames[0].spacing_mm]
@@ -91,6 +94,17 @@ def write_seg(
     ds["PixelData"].VR = "OB"
     path.parent.mkdir(parents=True, exist_ok=True)
     ds.save_as(path, enforce_file_format=True)
+
+
+def _referenced(frames: Sequence[Frame], series_uid: str) -> Dataset:
+    """Return the item that names the segmented series and its instances (PS3.3 C.12.2)."""
+    series, instances = Dataset(), []
+    for frame in frames:
+        instance = Dataset()
+        instance.ReferencedSOPClassUID, instance.ReferencedSOPInstanceUID = CTImageStorage, frame.sop_uid
+        instances.append(instance)
+    series.SeriesInstanceUID, series.ReferencedInstanceSequence = series_uid, instances
+    return series
 
 
 def _segment(name: str, order: int) -> Dataset:

@@ -312,9 +312,9 @@ class _Study:
     def _write_seg(self, plan: _Reconstruction, drawn: CtDrawing, path: Path) -> None:
         unique = self.phantoms.uid
         count = drawn.hu.shape[2]
-        blank = ["" for _ in range(count)]
-        frames = frames_of(drawn.hu, drawn.grid, plane="axial", uids=blank)
-        numbers = frames_of(drawn.structures.astype(np.int16), drawn.grid, plane="axial", uids=blank)
+        uids = [unique("image", self.number, plan.order, index) for index in range(count)]
+        frames = frames_of(drawn.hu, drawn.grid, plane="axial", uids=uids)
+        numbers = frames_of(drawn.structures.astype(np.int16), drawn.grid, plane="axial", uids=uids)
         labels: list[UInt8[np.ndarray, "rows columns"]] = [frame.hu.astype(np.uint8) for frame in numbers]
         shot = replace(
             plan.shot,
@@ -325,7 +325,8 @@ class _Study:
         )
         write_seg(
             frames, labels, path, self.person, shot,
-            sop_uid=unique("seg object", self.number), dimension_uid=unique("seg dimension", self.number),
+            series_uid=plan.shot.series_uid, sop_uid=unique("seg object", self.number),
+            dimension_uid=unique("seg dimension", self.number),
         )  # fmt: skip
 
     def _place(self, drawn: CtDrawing, plan: _Reconstruction, rows: CtRows) -> None:
