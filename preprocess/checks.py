@@ -24,7 +24,7 @@ from jaxtyping import Bool
 from medvl.errors import StoreError
 from medvl.notice import NOTICE
 from medvl.preprocess.groups import Column, Rows, records_table
-from medvl.preprocess.sides import box_against_words, side_of_view
+from medvl.preprocess.sides import VOLUME_AXES, side_conflict, side_of_view
 from medvl.progress import Progress
 from medvl.records import IS_PRESENT, Record
 from medvl.specs import PLACEHOLDER
@@ -319,10 +319,12 @@ def _side_conflicts(study: Column, pixels: Column, view: Column, laterality: Col
 
 def _box_conflicts(table: pa.Table) -> list[Rows]:
     frontal = pc.is_in(table["view"], value_set=pa.array(_FRONTAL))
-    rows = np.flatnonzero(pc.and_(frontal, pc.not_equal(table["boxes"], "[]")).to_numpy())
+    volume = pc.equal(pc.list_value_length(table["shape"]), VOLUME_AXES)
+    sided = pc.or_(pc.fill_null(frontal, False), pc.fill_null(volume, False))  # noqa: FBT003
+    rows = np.flatnonzero(pc.and_(sided, pc.not_equal(table["boxes"], "[]")).to_numpy())
     chosen = table.select(["boxes", "retrieval", "shape"]).take(pa.array(rows)).to_pylist()
     wrong = [
-        bool(row["shape"]) and box_against_words(json.loads(row["boxes"]), row["retrieval"], row["shape"][-1])
+        bool(row["shape"]) and side_conflict(json.loads(row["boxes"]), row["retrieval"], row["shape"])
         for row in chosen
     ]
     return list(rows[np.array(wrong, bool)][:, None])

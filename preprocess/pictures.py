@@ -117,7 +117,7 @@ def show_volume(job: Job, spec: VolumeSpec, *, allow_gaps: bool, on_irregular: I
         {
             "source_kind": kind,
             "source_shape": source_shape,
-            "spacing_mm": tuple(float(edge) for edge in np.linalg.norm(grid.affine_ras[:3, :3], axis=0)),
+            "spacing_mm": tuple(round(float(e), 6) for e in np.linalg.norm(grid.affine_ras[:3, :3], axis=0)),
             "spacing_frame": "patient",
             "affine_ras": tuple(float(value) for value in grid.affine_ras.ravel()),
             "geometry": geometry.verdict,

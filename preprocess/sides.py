@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
-__all__ = ["box_against_words", "side_of_view", "side_of_words"]
+__all__ = ["VOLUME_AXES", "box_against_words", "side_conflict", "side_of_view", "side_of_words"]
+
+VOLUME_AXES = 3
+"""Axes of a stored array that is a volume."""
 
 Side = Literal["L", "R"]
 
@@ -85,3 +88,23 @@ def box_against_words(boxes: Iterable[Mapping[str, Any]], sentences: Iterable[st
         if named and all(side_of_words(sentence) == opposite for sentence in named):
             return True
     return False
+
+
+def side_conflict(boxes: Sequence[Mapping[str, Any]], sentences: Iterable[str], shape: Sequence[int]) -> bool:
+    """Whether boxes lie on the other side than the report says, on a frontal film or in a volume.
+
+    Args:
+        boxes: with ``label``, ``x0`` and ``x1``; of a volume along its first axis, to the patient's right.
+        sentences: of the report.
+        shape: of the stored array.
+
+    Examples:
+        >>> box = {"label": "nodule", "x0": 5, "x1": 15}
+        >>> side_conflict([box], ["A nodule in the left lung."], (100, 80, 60))
+        False
+    """
+    if len(shape) != VOLUME_AXES:
+        return box_against_words(boxes, sentences, shape[-1])
+    width = shape[0]
+    mirrored = [dict(box) | {"x0": width - box["x1"], "x1": width - box["x0"]} for box in boxes]
+    return box_against_words(mirrored, sentences, width)

@@ -8,10 +8,11 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from medvl.errors import UsageError
 
-__all__ = ["file_sha256", "new_folder", "write_atomic"]
+__all__ = ["atomic_file", "file_sha256", "new_folder", "write_atomic"]
 
 
 def file_sha256(path: Path) -> str:
@@ -25,14 +26,21 @@ def write_atomic(path: Path, data: bytes) -> None:
 
     The bytes go to a temporary file in the same folder, reach the disk, and then take the name.
     """
+    with atomic_file(path) as stream:
+        stream.write(data)
+
+
+@contextlib.contextmanager
+def atomic_file(path: Path) -> Iterator[BinaryIO]:
+    """Yield a stream whose bytes become the file when the block ends well; see :func:`write_atomic`."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("wb") as stream:
-            stream.write(data)
+        with temporary.open("w+b") as stream:
+            yield stream
             stream.flush()
             os.fsync(stream.fileno())
         temporary.replace(path)
-    except OSError:
+    except BaseException:
         temporary.unlink(missing_ok=True)
         raise
     folder = os.open(path.parent, os.O_RDONLY)

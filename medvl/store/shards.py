@@ -20,7 +20,7 @@ from jaxtyping import Shaped, UInt8
 
 from medvl.errors import StoreError, UsageError
 from medvl.records import Record
-from medvl.store.files import write_atomic
+from medvl.store.files import atomic_file
 from medvl.store.payload import PACKED, decode, pack
 from medvl.store.schema import AGAIN
 from medvl.store.volumes import VOLUME, pack_volume, read_patch
@@ -92,15 +92,18 @@ def write_payloads(path: Path, samples: Iterable[tuple[Record, bytes, bytes]]) -
 
     A sample is a record, its payload, and that of its parts: b"" where it has none.
 
-    The bytes depend on the samples alone: members have no time, owner or mode of their own. A lone
-    surrogate, which no file can hold, becomes U+FFFD in its place, so every span still fits.
+    One sample at a time is in memory. The bytes depend on the samples alone: members have no time, owner or
+    mode of their own. A lone surrogate, which no file can hold, becomes U+FFFD in its place, so every span
+    still fits.
 
     Raises:
         StoreError: an id is not letters and digits, or a number of a record is not finite.
     """
-    stream = io.BytesIO()
     placed: list[Record] = []
-    with tarfile.open(fileobj=stream, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+    with (
+        atomic_file(path) as stream,
+        tarfile.open(fileobj=stream, mode="w", format=tarfile.USTAR_FORMAT) as tar,
+    ):
         for given, payload, parts in samples:
             record = _writable(given)
             offset = _add(tar, f"{record.record_id}.{record.payload}", payload)
@@ -120,7 +123,6 @@ def write_payloads(path: Path, samples: Iterable[tuple[Record, bytes, bytes]]) -
                     parts_crc32=zlib.crc32(parts),
                 )
             )
-    write_atomic(path, stream.getvalue())
     return placed
 
 
