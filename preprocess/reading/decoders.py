@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import tempfile
@@ -20,7 +21,7 @@ from medvl.errors import BadElement, DecodeError, TruncatedPixels
 from medvl.preprocess.reading.codestreams import Codestream, fragments
 from medvl.preprocess.reading.part10 import UNDEFINED, Part10
 
-__all__ = ["DECODERS", "PixelLayout", "decode", "plugins"]
+__all__ = ["DECODERS", "NATIVE", "PixelLayout", "decode", "plugins", "read_native"]
 
 DECODERS: dict[str, tuple[str, ...]] = {
     "1.2.840.10008.1.2.5": ("pylibjpeg", "pydicom"),  # RLE
@@ -157,17 +158,33 @@ def _swapped_bytes(part10: Part10, layout: PixelLayout) -> bool:
 
 
 def _native(part10: Part10, layout: PixelLayout, *, frame: int) -> Shaped[np.ndarray, "rows columns"]:
-    order = "<" if part10.little_endian else ">"
     kind = "ui"[layout.signed] if part10.pixel_keyword == "PixelData" else "f"
+    start = part10.pixel_start + frame * layout.frame_bytes
+    return read_native(part10.stream, layout, start=start, kind=kind, little_endian=part10.little_endian)
+
+
+def read_native(
+    stream: io.BufferedIOBase, layout: PixelLayout, *, start: int, kind: str, little_endian: bool
+) -> Shaped[np.ndarray, "rows columns"]:
+    """Read one native frame of one sample a pixel; the caller knows that its bytes are there.
+
+    Args:
+        stream: of the file.
+        layout: of the frame.
+        start: its first byte.
+        kind: ``"i"``, ``"u"`` or ``"f"``.
+        little_endian: of its bytes.
+    """
+    order = "<" if little_endian else ">"
     pixels = np.empty((layout.rows, layout.columns), f"{order}{kind}{layout.bits_allocated // 8}")
-    part10.stream.seek(part10.pixel_start + frame * layout.frame_bytes)
+    stream.seek(start)
     rows = max(1, STRIP_BYTES // pixels[0].nbytes)
     for top in range(0, layout.rows, rows):  # unused bits are cleared while the strip is in the cache
         strip = pixels[top : top + rows]
-        part10.stream.readinto(strip.data.cast("B"))
-        if part10.little_endian and kind != "f":
+        stream.readinto(strip.data.cast("B"))
+        if little_endian and kind != "f":
             _clear_unused_bits(strip, layout)
-    if not part10.little_endian:
+    if not little_endian:
         pixels = pixels.astype(pixels.dtype.newbyteorder("="))
         if kind != "f":
             _clear_unused_bits(pixels, layout)

@@ -12,7 +12,7 @@ from medvl.errors import BadElement
 from medvl.images import Unit, VoiLut, Window
 from medvl.preprocess.reading.part10 import numbers, text, values
 
-__all__ = ["modality_values", "padding_range", "unit", "voi_lut", "windows"]
+__all__ = ["modality_values", "padding_range", "rescale", "rescaled", "unit", "voi_lut", "windows"]
 
 FUNCTIONS = ("LINEAR", "LINEAR_EXACT", "SIGMOID")
 
@@ -31,10 +31,26 @@ def modality_values(
     table = _table(sources, "ModalityLUTSequence", little_endian=little_endian)
     if table is not None:
         return _look_up(stored, table)
+    slope, intercept = rescale(sources)
+    return rescaled(stored, slope=slope, intercept=intercept, bits=bits)
+
+
+def rescale(sources: Sequence[Dataset]) -> tuple[float, float]:
+    """Return slope and intercept, 1 and 0 where they are not stated.
+
+    Raises:
+        BadElement: a slope of 0, or a slope or intercept that is not finite.
+    """
     slope = _single(sources, "RescaleSlope", 1.0)
-    intercept = _single(sources, "RescaleIntercept", 0.0)
     if slope == 0:
         raise BadElement("RescaleSlope is 0; it must be a finite number other than 0.")
+    return slope, _single(sources, "RescaleIntercept", 0.0)
+
+
+def rescaled(
+    stored: Shaped[np.ndarray, "rows columns"], *, slope: float, intercept: float, bits: int
+) -> Shaped[np.ndarray, "rows columns"]:
+    """Return slope · stored + intercept; the types are those of :func:`modality_values`."""
     if stored.dtype.kind == "f":
         return (stored.astype(np.float32) * np.float32(slope) + np.float32(intercept)).astype(np.float32)
     if not (slope.is_integer() and intercept.is_integer()):

@@ -13,17 +13,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any
 
 import pydicom.config
 from pydicom.datadict import dictionary_VR, tag_for_keyword
 from pydicom.dataelem import DataElement, RawDataElement
 from pydicom.dataset import Dataset
-from pydicom.filereader import read_dataset
 from pydicom.uid import UID
 from pydicom.valuerep import EXPLICIT_VR_LENGTH_32
 
 from medvl.errors import BadElement, IncompleteDicom, InputError, MedvlError, NestingLimit, NotDicom
+from medvl.preprocess.reading.elements import read_elements
 from medvl.preprocess.reading.limits import Limits, check_bytes, inflate
 
 __all__ = [
@@ -143,12 +143,7 @@ def _parse(stream: io.BufferedIOBase, *, limits: Limits, lenient: bool) -> Part1
                 "the file has no DICM prefix after a 128-byte preamble.",
                 hint="If it is a bare data set, read it with the option 'lenient'.",
             )
-    meta = read_dataset(
-        cast(BinaryIO, stream),
-        is_implicit_VR=False,
-        is_little_endian=True,
-        stop_when=lambda tag, vr, length: tag >> 16 != 2,
-    )
+    meta = read_elements(stream, implicit=False, little=True, stop=_past_meta)
     syntax = text(meta, "TransferSyntaxUID")
     notes: list[str] = []
     if syntax == DEFLATED:
@@ -170,7 +165,7 @@ def _parse(stream: io.BufferedIOBase, *, limits: Limits, lenient: bool) -> Part1
         found.update(tag=tag, vr=vr, length=length)
         return True
 
-    dataset = read_dataset(cast(BinaryIO, stream), implicit, little, stop_when=at_pixels)
+    dataset = read_elements(stream, implicit=implicit, little=little, stop=at_pixels)
     check_depth(dataset, limits=limits)
     part10 = Part10(dataset, stream, size, syntax, little, notes=notes)
     if found:

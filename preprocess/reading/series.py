@@ -246,7 +246,7 @@ def read_series(
     step, note = _step(series, positions, orientation)
     notes = [*series.notes, *notes, *note]
     if about["unit"] is Unit.HU:
-        low = int((volume < LOWEST_HU).sum())
+        low = 0 if volume.min() >= LOWEST_HU else int((volume < LOWEST_HU).sum())
         if low:
             np.maximum(volume, volume.dtype.type(LOWEST_HU), out=volume)
             notes.append(f"{low:,} voxels below {LOWEST_HU} HU raised to it")
@@ -328,21 +328,37 @@ def _volume(
     for index, piece in enumerate(series.slices):
         by_file[piece.path].append(index)
     for path, indices in by_file.items():
+        plain = series.slices[indices[0]].plain if about else None  # the first says the rest for all
+        values = plain.read(path) if plain is not None else None
+        if plain is not None and values is not None:
+            volume = _placed(volume, indices[0], values)
+            _check_unit(plain.unit, about)
+            continue
         with opened(path, limits=limits, lenient=lenient) as part10:
             for index in indices:
                 values, said = _plane(part10, series.slices[index].frame, limits=limits, lenient=lenient)
-                wider = np.promote_types(volume.dtype, values.dtype)
-                if wider != volume.dtype:
-                    volume = volume.astype(np.float32 if wider.kind == "f" else wider)
-                volume[index] = values
-                if said["unit"] is not about.setdefault("unit", said["unit"]):
-                    raise InputError(
-                        f"slices are in different units: {about['unit']} and {said['unit']}.",
-                        hint="Export the series again.",
-                    )
+                volume = _placed(volume, index, values)
                 about = {**said, **about}
+                _check_unit(said["unit"], about)
             notes += part10.remarks
     return volume, about, notes
+
+
+def _placed(
+    volume: Shaped[np.ndarray, "slices rows columns"], index: int, values: Shaped[np.ndarray, "rows columns"]
+) -> Shaped[np.ndarray, "slices rows columns"]:
+    wider = np.promote_types(volume.dtype, values.dtype)
+    if wider != volume.dtype:
+        volume = volume.astype(np.float32 if wider.kind == "f" else wider)
+    volume[index] = values
+    return volume
+
+
+def _check_unit(unit: Unit, about: dict[str, Any]) -> None:
+    if unit is not about["unit"]:
+        raise InputError(
+            f"slices are in different units: {about['unit']} and {unit}.", hint="Export the series again."
+        )
 
 
 def _plane(

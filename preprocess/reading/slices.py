@@ -2,20 +2,96 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Shaped
 from pydicom.dataset import Dataset
 
+from medvl.errors import BadElement, InputError
+from medvl.images import Unit
+from medvl.preprocess.reading import grey
+from medvl.preprocess.reading.decoders import PixelLayout, read_native
 from medvl.preprocess.reading.dicom import MONOCHROME, layout_of
 from medvl.preprocess.reading.geometry import plane_normal
 from medvl.preprocess.reading.limits import DEFAULT_LIMITS, Limits
-from medvl.preprocess.reading.part10 import Part10, integer, numbers, opened, text
+from medvl.preprocess.reading.part10 import (
+    EXPLICIT_LITTLE,
+    IMPLICIT_LITTLE,
+    UNDEFINED,
+    Part10,
+    integer,
+    numbers,
+    opened,
+    text,
+)
 from medvl.preprocess.reading.places import first_numbers, pixel_spacing, sources_of
 
-__all__ = ["Slice", "slices_in", "slices_of"]
+__all__ = ["Plain", "Slice", "slices_in", "slices_of"]
+
+ELSEWHERE = ("ModalityLUTSequence", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
+"""Elements that scale the pixels in another way than the rescale of the header."""
+
+
+@dataclass(frozen=True)
+class Plain:
+    """Where the pixels of an uncompressed slice lie and how they are scaled, so that its header is read once.
+
+    Attributes:
+        start: first byte of the pixels.
+        size: of the file.
+        layout: of the pixels.
+        slope, intercept: of the rescale.
+        unit: of the result.
+    """
+
+    start: int
+    size: int
+    layout: PixelLayout
+    slope: float
+    intercept: float
+    unit: Unit
+
+    @classmethod
+    def of(cls, part10: Part10, layout: PixelLayout) -> Plain | None:
+        """Return the place of the pixels, or None for a file that is not as plain as that."""
+        dataset = part10.dataset
+        plain = (
+            part10.transfer_syntax in (IMPLICIT_LITTLE, EXPLICIT_LITTLE)
+            and part10.pixel_keyword == "PixelData"
+            and layout.frames == layout.samples == 1
+            and layout.bits_allocated in (8, 16)
+            and layout.photometric in MONOCHROME
+            and layout.frame_bytes <= min(part10.pixel_length, part10.pixel_bytes_left)
+            and not any(keyword in dataset for keyword in ELSEWHERE)
+        )
+        if not plain or part10.pixel_length == UNDEFINED:
+            return None
+        try:
+            slope, intercept = grey.rescale([dataset])
+            return cls(part10.pixel_start, part10.size, layout, slope, intercept, grey.unit([dataset]))
+        except BadElement:
+            return None  # whoever reads the pixels is told
+
+    def read(self, path: Path) -> Shaped[np.ndarray, "rows columns"] | None:
+        """Return the values of the modality; None where the file is not as it was.
+
+        Raises:
+            InputError: the file cannot be read.
+        """
+        try:
+            with path.open("rb") as stream:
+                if os.fstat(stream.fileno()).st_size != self.size:
+                    return None
+                kind = "ui"[self.layout.signed]
+                stored = read_native(stream, self.layout, start=self.start, kind=kind, little_endian=True)
+        except OSError as error:
+            raise InputError(f"the file cannot be read: {error.strerror}.") from error
+        bits = self.layout.bits_stored
+        return grey.rescaled(stored, slope=self.slope, intercept=self.intercept, bits=bits)
 
 
 @dataclass(frozen=True)
@@ -31,6 +107,7 @@ class Slice:
         spacing_mm: between rows, and between columns.
         thickness_mm: SliceThickness; it says nothing of the spacing.
         localizer, colour: what kind of picture it is.
+        plain: how its pixels are read without the header, if they can be.
     """
 
     path: Path
@@ -48,6 +125,7 @@ class Slice:
     thickness_mm: float | None
     localizer: bool
     colour: bool
+    plain: Plain | None = field(default=None, compare=False, repr=False)
 
 
 def slices_of(path: Path, *, limits: Limits = DEFAULT_LIMITS, lenient: bool = False) -> tuple[Slice, ...]:
@@ -78,7 +156,7 @@ def slices_in(
     dataset = part10.dataset
     first = _slice(path, 0, dataset, layout.frames, colour=layout.photometric not in MONOCHROME)
     if layout.frames == 1:
-        return (first,)
+        return (replace(first, plain=Plain.of(part10, layout)),)
     if "PerFrameFunctionalGroupsSequence" in dataset:
         return tuple(_slice(path, frame, dataset, 1, colour=first.colour) for frame in range(layout.frames))
     offsets = numbers(dataset, "GridFrameOffsetVector")
