@@ -22,6 +22,7 @@ from medvl.preprocess.reports import parse_report
 from medvl.preprocess.reports.findings import describes_image, findings_of, said
 from medvl.records import Report
 from tests import baselines
+from tests.studies.learned_labels import learned
 
 RESAMPLES = 2000
 MARK = "<!-- measured -->"
@@ -109,6 +110,8 @@ def ct_tables(folder: Path) -> list[str]:
         "NegEx, adapted": baseline("adapted"),
     }
     each = {name: counts([label(r) for r in reports], truth, findings) for name, label in methods.items()}
+    trained = learned(reports, truth, groups, findings)
+    each |= {f"learned: {name}": counts(found, truth, findings) for name, found in trained.items()}
     draws = {name: resampled(values, groups) for name, values in each.items()}
     keys = ("macro F1", "micro F1", "micro precision", "micro recall")
     lines = [
@@ -123,7 +126,7 @@ def ct_tables(folder: Path) -> list[str]:
             f"| {name} | " + " | ".join(f"{table[k][0]:.3f} ({interval(table[k][1])})" for k in keys) + " |"
         )
     difference = ["", "Paired difference of F1 to medvl, same resamples:", ""]
-    for name in methods:
+    for name in each:
         if name != "medvl":
             mine, other = (
                 summary(each["medvl"].sum(0), draws["medvl"]),
@@ -136,14 +139,19 @@ def ct_tables(folder: Path) -> list[str]:
             difference.append(f"- over {name}: " + ", ".join(cells))
     lines += [*difference, "", "### Finding by finding", ""]
     lines += [
-        "| finding | n | precision | recall | F1 | keywords F1 | NegEx F1 | NegEx, adapted F1 |",
-        "|---" * 8 + "|",
+        "| finding | n | precision | recall | F1 | keywords F1 | NegEx F1 | NegEx, adapted F1 "
+        "| TF-IDF F1 | states and TF-IDF F1 |",
+        "|---" * 10 + "|",
     ]
     for place, finding in enumerate(findings):
         own = scores(each["medvl"][:, place].sum(0))
         spread = scores(draws["medvl"][:, place])
         cells = [f"{own[i]:.3f} ({interval(spread[:, i])})" for i in range(3)]
-        cells += [f"{scores(each[name][:, place].sum(0))[2]:.3f}" for name in list(methods)[2:]]
+        beside = [*list(methods)[2:], "learned: TF-IDF"]
+        cells += [f"{scores(each[name][:, place].sum(0))[2]:.3f}" for name in beside]
+        best = "learned: rules' states and TF-IDF"
+        spread = scores(draws[best][:, place])
+        cells.append(f"{scores(each[best][:, place].sum(0))[2]:.3f} ({interval(spread[:, 2])})")
         lines.append(f"| {finding} | {sum(finding in t for t in truth)} | " + " | ".join(cells) + " |")
     return lines
 
