@@ -4,10 +4,10 @@
 
 Phantom volumes of thin slices are redundant as scans are. A small convolutional tower learns by SimCLR from
 all slices, from those that the hash keeps, or from every k-th of the same number; for as many passes over
-its slices as the others (equal epochs), for as many steps, or for a quarter of them. A logistic regression on 400
-labelled slices (and on 100) then says which findings a slice of unseen patients shows. Each row of a seed is
-appended to ``OUT/rows.jsonl`` as soon as it is known, so that a killed run goes on; ``OUT/table.md`` is made
-from it. Times are CPU seconds of one thread, reduction included.
+its slices as the others (equal epochs), for as many steps, or for a quarter of them. A logistic regression
+on 400 labelled slices (and on 100) then says which findings a slice of unseen patients shows. Each row of a
+seed is appended to ``OUT/rows.jsonl`` as soon as it is known, so that a killed run goes on; ``OUT/table.md``
+is made from it. Times are CPU seconds of one thread, reduction included.
 """
 
 import argparse
