@@ -36,6 +36,13 @@ from medvl.preprocess.reading.limits import (
     check_voxels,
 )
 
+try:  # inflates two and a half times as fast as the standard library
+    from isal.igzip import IGzipFile as GzipFile
+    from isal.isal_zlib import error as inflate_error
+except ImportError:  # no wheel for this machine
+    from gzip import GzipFile
+    from zlib import error as inflate_error
+
 __all__ = ["is_nifti", "read_nifti"]
 
 GZIP = b"\x1f\x8b"
@@ -55,7 +62,8 @@ KINDS = {
 """Datatype codes that hold one real number a voxel."""
 MM = {1: 1000.0, 2: 1.0, 3: 0.001}
 """Millimetres of a spatial unit code."""
-CHUNK_VALUES = 2**20
+CHUNK_VALUES = 2**18
+"""Values that are scaled and converted at once, while they are in the cache."""
 SINGULAR = 1e-6
 """Least volume of a voxel over the product of its edges; flatter ones have no inverse worth the name."""
 CONFLICT_VOXELS = 0.5
@@ -197,7 +205,7 @@ def _opened(path: Path) -> Iterator[tuple[io.BufferedIOBase, int, bool]]:
         with path.open("rb") as raw:
             packed = raw.read(2) == GZIP
             raw.seek(0)
-            stream = gzip.GzipFile(fileobj=raw) if packed else raw
+            stream = GzipFile(fileobj=raw) if packed else raw
             yield stream, os.fstat(raw.fileno()).st_size, packed
     except MedvlError:
         raise
@@ -205,7 +213,7 @@ def _opened(path: Path) -> Iterator[tuple[io.BufferedIOBase, int, bool]]:
         raise TruncatedPixels(
             "the gzip stream ends before its last block.", hint="Copy the file again."
         ) from error
-    except (gzip.BadGzipFile, zlib.error) as error:
+    except (gzip.BadGzipFile, inflate_error) as error:
         raise BadImage("the gzip stream is damaged.", hint="Copy the file again.") from error
     except OSError as error:
         raise InputError(f"the file cannot be read: {error.strerror}.") from error
@@ -284,18 +292,25 @@ def _voxels(
 ) -> Shaped[np.ndarray, " voxels"]:
     """Read, swap, scale and convert chunk by chunk; nothing but the result is ever whole."""
     while skip > 0:
-        skip -= len(_exactly(stream, min(skip, CHUNK_VALUES)))
+        passed = np.empty(min(skip, CHUNK_VALUES), np.uint8)
+        _fill(stream, passed, before=0, of=skip)
+        skip -= len(passed)
     count = math.prod(header.shape[:3])
     values = np.empty(count, _result_type(header))
+    scaled = header.slope != 1 or header.inter != 0
+    room = np.empty(min(count, CHUNK_VALUES), header.kind)
+    edge = header.kind.itemsize
     odd = 0
     for start in range(0, count, CHUNK_VALUES):
-        size = min(CHUNK_VALUES, count - start)
-        chunk = np.frombuffer(_exactly(stream, size * header.kind.itemsize), header.kind)
-        if header.slope != 1 or header.inter != 0:
-            chunk = chunk.astype(np.float64) * header.slope + header.inter
-        values[start : start + size] = chunk
-        if values.dtype.kind == "f":
-            odd += size - int(np.isfinite(values[start : start + size]).sum())
+        part = values[start : start + CHUNK_VALUES]
+        if part.dtype == header.kind and not scaled:
+            _fill(stream, part, before=start * edge, of=count * edge)
+        else:
+            chunk = room[: len(part)]
+            _fill(stream, chunk, before=start * edge, of=count * edge)
+            part[:] = chunk.astype(np.float64) * header.slope + header.inter if scaled else chunk
+        if part.dtype.kind == "f":
+            odd += len(part) - int(np.isfinite(part).sum())
     if odd:
         notes.append(f"{odd:,} voxels are not finite")
     return values
@@ -309,14 +324,14 @@ def _result_type(header: _Header) -> type[np.int16] | type[np.float32]:
     return np.int16 if -(2**15) <= min(ends) and max(ends) < 2**15 else np.float32
 
 
-def _exactly(stream: io.BufferedIOBase, count: int) -> bytes:
-    buffer = io.BytesIO()
-    while buffer.tell() < count:
-        piece = stream.read(count - buffer.tell())
-        if not piece:
+def _fill(stream: io.BufferedIOBase, room: Shaped[np.ndarray, " values"], *, before: int, of: int) -> None:
+    """Read into all of ``room``; ``before`` of all ``of`` bytes have been read."""
+    view, done = memoryview(room).cast("B"), 0
+    while done < len(view):
+        read = stream.readinto(view[done:])
+        if not read:
             raise TruncatedPixels(
-                f"the voxels end after {buffer.tell():,} of {count:,} bytes.",
+                f"the voxels end after {before + done:,} of {of:,} bytes.",
                 hint="Export the file again; nothing is filled in.",
             )
-        buffer.write(piece)
-    return buffer.getvalue()
+        done += read
