@@ -228,16 +228,16 @@ class Distiller(nn.Module):
 
     def _student(
         self,
-        images: Float[Tensor, "rows channels height width"],
-        mask: Bool[Tensor, "rows height width"],
+        images: Float[Tensor, "rows channels *spatial"],
+        mask: Bool[Tensor, " rows *spatial"],
         hidden: Bool[Tensor, "rows patches"],
-        grid: tuple[int, int],
+        grid: tuple[int, ...],
     ) -> ImageFeatures:
         if isinstance(self.student, VitTower):
             found: ImageFeatures = self.student(images, mask, hidden=hidden, token=self.token)
             return found
         cells = hidden.unflatten(1, grid)[:, None].to(images.dtype)
-        pixels = F.interpolate(cells, images.shape[-2:], mode="nearest").bool()
+        pixels = F.interpolate(cells, images.shape[2:], mode="nearest").bool()
         found = self.student(images.masked_fill(pixels, 0.0), mask)  # 0 is the mean of the input spec
         return found
 

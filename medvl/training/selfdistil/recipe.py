@@ -1,4 +1,4 @@
-"""A recipe of image-only pre-training: films, crops, one tower, and no text."""
+"""A recipe of image-only pre-training: films or volumes, crops, one tower, and no text."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from pydantic import Field, model_validator
 
 from medvl.catalogue import Catalogue
 from medvl.encoders.image import IMAGE_ENCODERS
+from medvl.errors import ConfigError
 from medvl.specs import InputSpec
-from medvl.training.recipe import Augmentation, Machine, Schedule, Section, Whole
+from medvl.training.recipe import Augmentation, Input, Machine, Schedule, Section, Whole
 from medvl.training.selfdistil.loss import Centring
 
 __all__ = ["Crops", "PretrainRecipe", "Terms", "is_pretraining"]
@@ -34,14 +35,14 @@ class Crops(Section):
     large: int = Field(default=2, ge=1)
     """Views of the size of the input, which the teacher sees too."""
     large_share: tuple[float, float] = (0.5, 1.0)
-    """Least and largest share of the film's area in a large view."""
+    """Least and largest share of the film's area, or the volume's, in a large view."""
     small: int = Field(default=4, ge=0)
     """Smaller views, which only the student sees."""
     small_share: tuple[float, float] = (0.2, 0.5)
-    small_px: tuple[int, int] | None = None
-    """Height and width of a small view; null for half of the input's."""
+    small_px: tuple[int, ...] | None = None
+    """Sides of a small view, height and width or x, y and z; null for half of the input's."""
     aspect: float = Field(default=4 / 3, ge=1, le=2)
-    """Largest ratio of the sides of a part, both ways, over that of the film."""
+    """Largest ratio of two sides of a part, both ways, over that of the film or volume."""
     hidden_films: float = Field(default=0.5, ge=0, le=1)
     """Share of the large views in which patches are hidden from the student."""
     hidden: tuple[float, float] = (0.1, 0.5)
@@ -130,7 +131,7 @@ class PretrainRecipe(Whole):
     """
 
     data: Films = Films()
-    input: InputSpec = InputSpec()
+    input: Input = InputSpec()
     crops: Crops = Crops()
     augment: Augmentation = Augmentation(shift=0.0, zoom=0.0)
     image: PretrainTower
@@ -145,10 +146,17 @@ class PretrainRecipe(Whole):
         return (("image", IMAGE_ENCODERS, self.image.name, self.image.options),)
 
     @property
-    def small_px(self) -> tuple[int, int]:
-        """Height and width of a small view."""
-        rows, columns = self.input.size_px
-        return self.crops.small_px or (rows // 2, columns // 2)
+    def small_px(self) -> tuple[int, ...]:
+        """Sides of a small view.
+
+        Raises:
+            ConfigError: as many sides as the input does not have.
+        """
+        sides: tuple[int, ...] = self.input.size_px
+        small = self.crops.small_px or tuple(side // 2 for side in sides)
+        if len(small) != len(sides):
+            raise ConfigError(f"crops.small_px is {small}; the input has {len(sides)} axes, {sides}.")
+        return small
 
 
 def is_pretraining(values: Any) -> bool:

@@ -20,6 +20,7 @@ from medvl.data.loader import BatchOrder
 from medvl.encoders.image import ImageTower, build_image_encoder
 from medvl.errors import ConfigError, UsageError
 from medvl.progress import Progress
+from medvl.specs import VolumeInput
 from medvl.store import Store, write_atomic
 from medvl.training import checkpoints
 from medvl.training.ranks import other_ranks, say_ready
@@ -52,7 +53,7 @@ class _Setup:
 def pretrain(
     data: Path | str, out: Path | str, *, recipe: PretrainRecipe, progress: Progress | None = None
 ) -> RunSummary:
-    """Train an image tower on the films of a record store, without their reports.
+    """Train an image tower on the films or volumes of a record store, without their reports.
 
     ``out`` gets a run directory as :func:`medvl.training.run.train` writes it, and at the end ``out/tower``
     with the teacher's ``image.safetensors`` and ``image.json``, which a recipe of alignment takes as
@@ -141,14 +142,19 @@ def _set_up(store: Store, recipe: PretrainRecipe) -> _Setup:
         recipe.image.name, fitted(recipe.image.name, recipe.image.options, recipe.input)
     )
     if recipe.image.weights is not None:
-        start = start_of(Path(recipe.image.weights), side="image", name=recipe.image.name)
+        start = start_of(
+            Path(recipe.image.weights),
+            side="image",
+            name=recipe.image.name,
+            inside=recipe.image.options.get("encoder"),
+        )
         tower.load_weights(start.tensors)
     crops, terms = recipe.crops, recipe.objective.options
     cut = Cut(
         input=recipe.input,
         grid=_grid(tower, recipe.input.size_px),
         small_px=recipe.small_px,
-        augment=recipe.augment.build(),
+        augment=recipe.augment.build(volumes=isinstance(recipe.input, VolumeInput)),
         **crops.model_dump(exclude={"small_px"}),
     )
     films = FilmDataset(
@@ -169,13 +175,13 @@ def _set_up(store: Store, recipe: PretrainRecipe) -> _Setup:
 
 
 @torch.no_grad()
-def _grid(tower: ImageTower, size_px: tuple[int, int]) -> tuple[int, int]:
+def _grid(tower: ImageTower, size_px: tuple[int, ...]) -> tuple[int, ...]:
     """Return the grid of regions that a tower has at a size."""
     tower.eval()
     seen = tower(torch.zeros(1, tower.channels, *size_px), torch.ones(1, *size_px, dtype=torch.bool))
     tower.train()
-    rows, columns = seen.region_grid
-    return rows, columns
+    grid: tuple[int, ...] = seen.region_grid
+    return grid
 
 
 def _write_provenance(run: Path, recipe: PretrainRecipe, store: Store, setup: _Setup) -> None:

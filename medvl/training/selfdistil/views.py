@@ -1,8 +1,9 @@
-"""Views of films for self-distillation: mild crops, nothing flipped, and blocks of patches to hide."""
+"""Views for self-distillation: mild crops of films and volumes, nothing flipped, and blocks to hide."""
 
 from __future__ import annotations
 
 import logging
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -10,16 +11,16 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Int16, Shaped
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from medvl.data.augment import Augment, draw
+from medvl.data.augment import Augment, VolumeAugment, draw
 from medvl.data.draft import Key
 from medvl.data.loader import BatchOrder
 from medvl.errors import UsageError
 from medvl.records import Record
-from medvl.specs import InputSpec
+from medvl.specs import InputSpec, VolumeInput
 from medvl.splits import SPLITS, split_of
 from medvl.store import Store
 
@@ -32,7 +33,7 @@ _ATTEMPTS = 20
 
 @dataclass(frozen=True, eq=False)
 class Views:
-    """A batch of films, each seen several times.
+    """A batch of films or volumes, each seen several times.
 
     Attributes:
         large: views that student and teacher see.
@@ -42,10 +43,10 @@ class Views:
         hidden: which patches of the large views are hidden from the student.
     """
 
-    large: Float[Tensor, "large batch channels rows columns"]
-    large_mask: Bool[Tensor, "large batch rows columns"]
-    small: Float[Tensor, "small batch channels fewer_rows fewer_columns"]
-    small_mask: Bool[Tensor, "small batch fewer_rows fewer_columns"]
+    large: Float[Tensor, "large batch channels *spatial"]
+    large_mask: Bool[Tensor, "large batch *spatial"]
+    small: Float[Tensor, "small batch channels *fewer"]
+    small_mask: Bool[Tensor, "small batch *fewer"]
     hidden: Bool[Tensor, "large batch patches"]
 
     def to(self, device: torch.device) -> Views:
@@ -60,36 +61,37 @@ class Cut:
     """How views are cut; see :class:`medvl.training.selfdistil.recipe.Crops`.
 
     Attributes:
-        grid: rows and columns of the encoder's regions at the size of the input.
+        grid: the encoder's regions along each axis at the size of the input.
+        augment: of films as it is; of volumes its change of values alone, for the crops move them.
     """
 
-    input: InputSpec
-    grid: tuple[int, int]
+    input: InputSpec | VolumeInput
+    grid: tuple[int, ...]
     large: int
     large_share: tuple[float, float]
     small: int
     small_share: tuple[float, float]
-    small_px: tuple[int, int]
+    small_px: tuple[int, ...]
     aspect: float
     hidden_films: float
     hidden: tuple[float, float]
-    augment: Augment | None = None
+    augment: Augment | VolumeAugment | None = None
 
 
 def crop(
-    canvas: UInt8[np.ndarray, "batch rows columns"],
-    mask: Bool[np.ndarray, "batch rows columns"],
-    boxes: Float[np.ndarray, "batch 4"],
+    canvas: Shaped[np.ndarray, " batch *spatial"],
+    mask: Bool[np.ndarray, " batch *spatial"],
+    boxes: Float[np.ndarray, "batch ends"],
     *,
-    size_px: tuple[int, int],
-) -> tuple[UInt8[np.ndarray, "batch height width"], Bool[np.ndarray, "batch height width"]]:
-    """Bring a part of each picture to one size, bilinearly.
+    size_px: tuple[int, ...],
+) -> tuple[Shaped[np.ndarray, " batch *size"], Bool[np.ndarray, " batch *size"]]:
+    """Bring a part of each picture to one size, linearly along each axis.
 
     Args:
-        canvas: the pictures.
-        mask: their film.
-        boxes: top, left, height and width of each part, in pixels.
-        size_px: height and width of the result.
+        canvas: films in grey values or volumes in HU.
+        mask: their film or scan.
+        boxes: where each part begins along each axis, then its sides, in pixels.
+        size_px: of the result along each axis.
 
     Examples:
         >>> canvas = np.arange(16, dtype=np.uint8).reshape(1, 4, 4)
@@ -97,74 +99,87 @@ def crop(
         >>> part.tolist()
         [[[6, 7], [10, 11]]]
     """
-    rows, columns = canvas.shape[1:]
-    top, left, height, width = torch.from_numpy(boxes).float().T
-    theta = torch.zeros(len(boxes), 2, 3)
-    theta[:, 0, 0], theta[:, 0, 2] = width / columns, (2 * left + width) / columns - 1
-    theta[:, 1, 1], theta[:, 1, 2] = height / rows, (2 * top + height) / rows - 1
+    axes = len(size_px)
+    begins, sides = torch.from_numpy(boxes).float().T.split(axes)
+    theta = torch.zeros(len(boxes), axes, axes + 1)
+    for axis, (whole, begin, side) in enumerate(zip(canvas.shape[1:], begins, sides, strict=True)):
+        row = axes - 1 - axis  # grid_sample counts the axes from the last
+        theta[:, row, row], theta[:, row, axes] = side / whole, (2 * begin + side) / whole - 1
     grid = F.affine_grid(theta, [len(boxes), 1, *size_px], align_corners=False)
-    both = torch.from_numpy(np.stack([canvas, 255 * mask.astype(np.uint8)], axis=1)).float()
+    values = canvas.astype(np.float32)
+    both = torch.from_numpy(np.stack([values, 255 * mask.astype(np.float32)], axis=1))
     moved = F.grid_sample(both, grid, mode="bilinear", padding_mode="border", align_corners=False)
-    return moved[:, 0].round().clamp(0, 255).to(torch.uint8).numpy(), (moved[:, 1] > 127).numpy()
+    ends = np.iinfo(canvas.dtype)
+    return (
+        moved[:, 0].round().clamp(ends.min, ends.max).numpy().astype(canvas.dtype),
+        (moved[:, 1] > 127).numpy(),
+    )
 
 
 def draw_box(
-    mask: Bool[np.ndarray, "rows columns"],
+    mask: Bool[np.ndarray, "*spatial"],
     stream: np.random.Generator,
     *,
     share: tuple[float, float],
     aspect: float,
-) -> Float[np.ndarray, "4"]:
-    """Draw top, left, height and width of a part whose centre lies on the film.
+) -> Float[np.ndarray, " ends"]:
+    """Draw where a part begins along each axis, then its sides; its centre lies on the film or in the scan.
 
-    Its area is ``share`` of the canvas, and a side at most the canvas's.
+    Its area or volume is ``share`` of the canvas, and a side at most the canvas's.
     """
-    rows, columns = mask.shape
-    area, ratio = stream.uniform(*share), np.exp(stream.uniform(-1, 1) * np.log(aspect))
-    height, width = min(1.0, np.sqrt(area * ratio)) * rows, min(1.0, np.sqrt(area / ratio)) * columns
+    axes = mask.ndim
+    size = stream.uniform(*share)
+    stretch = [*np.exp(stream.uniform(-1, 1, axes - 1) * np.log(aspect)), 1.0]
+    product = np.prod(stretch)
+    sides = [
+        min(1.0, (size * each**axes / product) ** (1 / axes)) * whole
+        for each, whole in zip(stretch, mask.shape, strict=True)
+    ]
     place = []
-    for film, side, whole in ((mask.any(1), height, rows), (mask.any(0), width, columns)):
-        seen = np.flatnonzero(film)
+    for axis, (side, whole) in enumerate(zip(sides, mask.shape, strict=True)):
+        seen = np.flatnonzero(mask.any(tuple(other for other in range(axes) if other != axis)))
         first, last = (float(seen[0]), float(seen[-1] + 1)) if len(seen) else (0.0, float(whole))
         low = min(max(0.0, first - side / 2), whole - side)
         place.append(stream.uniform(low, max(low, min(whole - side, last - side / 2))))
-    return np.array([*place, height, width])
+    return np.array([*place, *sides])
 
 
 def block_mask(
-    grid: tuple[int, int], stream: np.random.Generator, *, share: tuple[float, float]
+    grid: tuple[int, ...], stream: np.random.Generator, *, share: tuple[float, float]
 ) -> Bool[np.ndarray, " patches"]:
     """Hide blocks until at least a drawn share of the patches is hidden, and never all of them.
 
-    Source: Bao et al. 2022 (BEiT), arXiv 2106.08254, algorithm 1, as iBOT uses it.
+    Source: Bao et al. 2022 (BEiT), arXiv 2106.08254, algorithm 1, as iBOT uses it; here along any axes.
     """
-    rows, columns = grid
     hidden = np.zeros(grid, bool)
-    wanted = min(rows * columns - 1, max(1, round(stream.uniform(*share) * rows * columns)))
+    wanted = min(hidden.size - 1, max(1, round(stream.uniform(*share) * hidden.size)))
     for _ in range(_ATTEMPTS):
         left = wanted - int(hidden.sum())
         if left <= 0:
             break
-        area, ratio = stream.uniform(min(2, left), left), np.exp(stream.uniform(-1.2, 1.2))
-        height = min(rows, max(1, int(np.sqrt(area * ratio))))
-        width = min(columns, max(1, int(area / height)))
-        top, side = stream.integers(rows - height + 1), stream.integers(columns - width + 1)
-        hidden[top : top + height, side : side + width] = True
+        rest = stream.uniform(min(2, left), left)
+        block = []
+        for axis, stretch in enumerate(np.exp(stream.uniform(-1.2, 1.2, len(grid) - 1))):
+            block.append(min(grid[axis], max(1, int((rest * stretch) ** (1 / (len(grid) - axis))))))
+            rest /= block[-1]
+        block.append(min(grid[-1], max(1, int(rest))))
+        begin = [int(stream.integers(cells - side + 1)) for cells, side in zip(grid, block, strict=True)]
+        hidden[tuple(slice(at, at + side) for at, side in zip(begin, block, strict=True))] = True
     return hidden.ravel()
 
 
 def draw_views(
-    canvas: UInt8[np.ndarray, "batch rows columns"],
-    mask: Bool[np.ndarray, "batch rows columns"],
+    canvas: Shaped[np.ndarray, " batch *spatial"],
+    mask: Bool[np.ndarray, " batch *spatial"],
     *,
     cut: Cut,
     keys: Sequence[Sequence[int | str]],
 ) -> Views:
-    """Cut the views of a batch of films; all that is random is a function of each film's key.
+    """Cut the views of a batch of films or volumes; all that is random is a function of each one's key.
 
     Args:
-        canvas: the letterboxed 8-bit pictures.
-        mask: which of their pixels are film.
+        canvas: the letterboxed 8-bit pictures, or volumes in HU.
+        mask: which of their pixels are film or scan.
         cut: how.
         keys: one a film.
     """
@@ -172,7 +187,7 @@ def draw_views(
     wanted += [("small", view, cut.small_share, cut.small_px) for view in range(cut.small)]
     images: dict[str, list[np.ndarray]] = {"large": [], "small": []}
     masks: dict[str, list[np.ndarray]] = {"large": [], "small": []}
-    hidden = np.zeros((cut.large, len(canvas), cut.grid[0] * cut.grid[1]), bool)
+    hidden = np.zeros((cut.large, len(canvas), math.prod(cut.grid)), bool)
     for size, view, share, size_px in wanted:
         streams = [draw(*key, size, view) for key in keys]
         boxes = np.stack(
@@ -182,10 +197,8 @@ def draw_views(
             ]
         )
         part, inside = crop(canvas, mask, boxes, size_px=size_px)
-        if cut.augment is not None:
-            moved, inside = cut.augment(part, inside, streams=streams)
-            part = moved  # type: ignore[assignment]  # no longer whole grey values
-        images[size].append(np.stack([cut.input.normalise(film) for film in part]))
+        shown, inside = _shown(part, inside, cut=cut, streams=streams)
+        images[size].append(shown)
         masks[size].append(inside)
         if size == "large":
             for film, stream in enumerate(streams):
@@ -201,12 +214,57 @@ def draw_views(
     )
 
 
+def _shown(
+    part: Shaped[np.ndarray, " batch *spatial"],
+    inside: Bool[np.ndarray, " batch *spatial"],
+    *,
+    cut: Cut,
+    streams: Sequence[np.random.Generator],
+) -> tuple[Float[np.ndarray, "batch channels *spatial"], Bool[np.ndarray, " batch *spatial"]]:
+    """Return parts as the tensors that an encoder sees, augmented, and their masks."""
+    if isinstance(cut.input, InputSpec):
+        films: np.ndarray = part
+        if isinstance(cut.augment, Augment):
+            films, inside = cut.augment(part, inside, streams=streams)
+        return np.stack([cut.input.normalise(film) for film in films]), inside
+    hu = part.astype(np.float32)
+    if isinstance(cut.augment, VolumeAugment):
+        hu = np.stack([cut.augment.values(one, stream) for one, stream in zip(hu, streams, strict=True)])
+    hu[~inside] = nothing_hu(cut.input)
+    return np.stack([cut.input.window(one) for one in hu]), inside
+
+
+def nothing_hu(input: VolumeInput) -> int:
+    """Return a value that is below every window: what is not in the scan shows as the lowest."""
+    return math.floor(min(centre - width / 2 for centre, width in input.windows)) - 1
+
+
+def volume_canvas(
+    store: Store, record: Record, *, input: VolumeInput, stream: np.random.Generator
+) -> tuple[Int16[np.ndarray, "x y z"], Bool[np.ndarray, "x y z"]]:
+    """Return the part of a volume that views are cut from, in HU, and which of its voxels are in the scan.
+
+    A cropping input takes a random place and reads no more of the store than that; a resizing one the whole.
+    """
+    free = np.maximum(0, np.subtract(record.shape, input.size_px))
+    start = np.floor(stream.uniform(size=3) * (free + 1)).astype(int).tolist()
+    first, last = input.span(record.shape, start=start)
+    part = input.fitted(store.patch(record, first, last))
+    canvas, mask = np.full(input.size_px, nothing_hu(input), np.int16), np.zeros(input.size_px, bool)
+    inside = tuple(
+        slice((size - take) // 2, (size - take) // 2 + take)
+        for size, take in zip(input.size_px, part.shape, strict=True)
+    )
+    canvas[inside], mask[inside] = part, True
+    return canvas, mask
+
+
 class FilmDataset:
-    """The films of one split, with or without a report.
+    """The films or volumes of one split, with or without a report.
 
     Records whose geometry was rejected are left out and counted in ``skipped``. The letterboxed 8-bit
-    pictures are held in memory when they fit into ``cache_mb``. The views of a film are a function of
-    ``(seed, epoch, record)``.
+    pictures are held in memory when they fit into ``cache_mb``; volumes are read by patch. The views of a
+    film are a function of ``(seed, epoch, record)``.
 
     Args:
         store: an open store.
@@ -247,9 +305,9 @@ class FilmDataset:
             )
         if self.skipped:
             log.info("split %s: %d films, skipped %s", split, len(self.records), self.skipped)
-        size = cut.input.size_px
-        fits = 2 * len(self.records) * size[0] * size[1] <= cache_mb * 2**20
-        self._cache = [self._read(row) for row in range(len(self.records))] if fits else None
+        fits = 2 * len(self.records) * math.prod(cut.input.size_px) <= cache_mb * 2**20
+        held = fits and isinstance(cut.input, InputSpec)
+        self._cache = [self._read((0, row)) for row in range(len(self.records))] if held else None
 
     def __len__(self) -> int:
         """Return the number of films."""
@@ -257,7 +315,7 @@ class FilmDataset:
 
     def views(self, keys: Sequence[Key]) -> Views:
         """Return the views of the films of ``keys``: epoch and row."""
-        pictures = [self._read(row) if self._cache is None else self._cache[row] for _, row in keys]
+        pictures = [self._read(key) if self._cache is None else self._cache[key[1]] for key in keys]
         return draw_views(
             np.stack([picture for picture, _ in pictures]),
             np.stack([mask for _, mask in pictures]),
@@ -265,8 +323,12 @@ class FilmDataset:
             keys=[(self.seed, "views", epoch, self.records[row].record_id) for epoch, row in keys],
         )
 
-    def _read(self, row: int) -> tuple[UInt8[np.ndarray, "rows columns"], Bool[np.ndarray, "rows columns"]]:
-        return self.cut.input.letterbox(self.store.pixels(self.records[row]))
+    def _read(self, key: Key) -> tuple[Shaped[np.ndarray, "*spatial"], Bool[np.ndarray, "*spatial"]]:
+        epoch, record = key[0], self.records[key[1]]
+        if isinstance(self.cut.input, InputSpec):
+            return self.cut.input.letterbox(self.store.pixels(record))
+        stream = draw(self.seed, "place", epoch, record.record_id)
+        return volume_canvas(self.store, record, input=self.cut.input, stream=stream)
 
 
 class ViewStream(Dataset[Views]):
