@@ -5,7 +5,9 @@ import dataclasses
 import io
 import itertools
 import json
+from pathlib import Path
 
+import nibabel
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,6 +17,7 @@ from sklearn.metrics import mutual_info_score
 
 from medvl.errors import ConfigError, UsageError
 from medvl.notice import NOTICE
+from medvl.preprocess.checks import check_store
 from medvl.preprocess.reduction import reduce_pairs, reduce_slices
 from medvl.preprocess.reduction_hashes import dhash, near_pairs, volume_hash
 from medvl.preprocess.reduction_slices import (
@@ -24,10 +27,11 @@ from medvl.preprocess.reduction_slices import (
     reduce_volume,
     shared_information,
 )
+from medvl.preprocess.reduction_store import write_slices
 from medvl.records import Box, Record
 from medvl.specs import ReportSpec
 from medvl.store import FORMAT, INDEX_SCHEMA, Store, record_row, write_shard
-from tests.tinyvolumes import SPEC, draw
+from tests.tinyvolumes import SPEC, draw, write_volumes
 
 AFFINE = (4.0, 0.0, 0.0, -40.0, 0.0, 4.0, 0.0, -40.0, 0.0, 0.0, 4.0, 0.0, 0.0, 0.0, 0.0, 1.0)
 
@@ -242,3 +246,49 @@ def test_a_store_of_films_has_no_slices(tmp_path):
     store = write(tmp_path / "s", [{"split": "test"}])
     with pytest.raises(UsageError, match="no volume in train"):
         reduce_store_slices(store)
+
+
+def test_kept_slices_become_a_store_of_thin_volumes(tmp_path):
+    store = Store(write_volumes(tmp_path / "v", n=10))
+    chosen = next(r for r in store.records if r.split == "train" and r.boxes and r.part_voxels)
+    reduction = reduce_store_slices(store)
+    seen = []
+    summary = write_slices(store, reduction, tmp_path / "s", progress=lambda *args: seen.append(args))
+    thin = Store(tmp_path / "s")
+    assert summary.records == len(thin) == reduction.kept and summary.lines()[-1] == NOTICE
+    assert summary.left_out == reduction.slices - reduction.kept > 0
+    assert json.loads(json.dumps(summary.to_json()))["volumes"] == len(reduction.volumes)
+    assert seen[-1] == (len(reduction.volumes), len(reduction.volumes), "writing slices")
+    assert thin.pixel_spec == store.pixel_spec and thin.manifest["slices"]["method"] == "hash"
+    mine = [r for r in thin.records if r.record_id.startswith(f"{chosen.record_id}z")]
+    kept = reduction.volumes[chosen.record_id].kept
+    assert [int(r.record_id.rpartition("z")[2]) for r in mine] == list(kept)
+    volume, parts = store.pixels(chosen), store.parts(chosen)
+    for record, place in zip(mine, kept, strict=True):
+        assert np.array_equal(thin.pixels(record)[..., 0], volume[..., place])
+        assert np.array_equal(thin.parts(record)[..., 0], parts[..., place])
+        assert sum(record.part_voxels.values()) == int((parts[..., place] > 0).sum())
+        assert (record.study_id, record.report, record.labels) == (chosen.study_id, chosen.report, {})
+        # The slice lies where it lay: its only voxel plane has the height of voxel `place`.
+        assert record.affine_ras[11] == pytest.approx(chosen.affine_ras[11] + 4.0 * place)
+        marked = {b.label for b in chosen.boxes if b.z0 < place + 1 and b.z1 > place}
+        assert {b.label for b in record.boxes} == marked
+        assert all((b.z0, b.z1) == (0.0, 1.0) for b in record.boxes)
+    assert {b.label for r in mine for b in r.boxes} == {b.label for b in chosen.boxes}
+    table = (tmp_path / "s" / "slices.csv").read_text()
+    assert table == reduction.table() and NOTICE in (tmp_path / "s" / "quality.html").read_text()
+    assert check_store(thin).worst != "problem"
+    with pytest.raises(UsageError, match=r"names \d+ volumes; the store holds 0 of them"):
+        write_slices(thin, reduction, tmp_path / "again")
+
+
+@pytest.mark.data
+def test_reduction_of_a_real_volume():
+    # A scan of 133 slices of 2.5 mm or so: the hash of the paper keeps about a sixth of them.
+    path = Path(__file__).parents[2] / "shared" / "data" / "ct" / "volumes" / "chest_ct.nii.gz"
+    if not path.is_file():
+        pytest.skip("the shared volume is not here")
+    image = nibabel.as_closest_canonical(nibabel.load(path))
+    volume = np.asarray(image.dataobj).astype(np.int16)
+    assert len(reduce_volume(volume).kept) == 21
+    assert 15 <= len(reduce_volume(volume, method="information").kept) <= 33
