@@ -337,7 +337,7 @@ class _Painter:
         seat, half = finding.seat, finding.mm / 2
         centre = (64 + 16 * seat[0], 4 + 24 * seat[1], -92 + 16 * seat[2])
         if finding.place == "left hepatic lobe":
-            centre = (-14 + 10 * seat[0], 42 + 4 * seat[1], -80 + 4 * seat[2])
+            centre = (4 + 8 * seat[0], 42 + 4 * seat[1], -84 + 4 * seat[2])
         region, part = self.canvas.ellipsoid(centre, (half, half, half * 0.95))
         part = part * self._is(region, [STRUCTURES["liver"]])
         self._put(

@@ -35,6 +35,7 @@ _SYNTAX_CHANCE = {"explicit": 0.62, "implicit": 0.12, "rle": 0.10, "jpegls": 0.1
 _STORED: tuple[Stored, ...] = ("unsigned", "signed", "padded", "halves")
 _NORMAL = 0.3
 _SEG_EVERY = 40
+_BOILERPLATES = 12
 
 
 @dataclass(frozen=True)
@@ -142,10 +143,8 @@ class _Study:
 
     def write(self, *, date: str, split: str) -> CtRows:
         """Write the files and return the rows."""
-        rng, phantoms = self.rng, self.phantoms
-        writing = write_ct_report(
-            rng, self.findings, contrast=self.contrast, unobservable=phantoms.unobservable
-        )
+        phantoms = self.phantoms
+        writing = self._report()
         plans = self._plan(date)
         rows = CtRows(
             report={
@@ -179,6 +178,21 @@ class _Study:
         digest.update(repr([sorted(box.items()) for box in rows.boxes]).encode())
         mean = float(drawn.hu[drawn.hu > -500].mean(dtype=np.float64))
         return replace(rows, digest=digest.digest(), mean_hu=round(mean, 2))
+
+    def _report(self) -> CtWriting:
+        """Write the report; that of a normal study may repeat one of a few texts word for word."""
+        rng, phantoms, share = self.rng, self.phantoms, self.phantoms.unobservable
+        if not self.findings and rng.random() < phantoms.level.repeats:
+            share = float(rng.random() < share)
+            text = int(rng.integers(_BOILERPLATES))
+            rng = np.random.default_rng([phantoms.seed, 6, text, self.contrast, int(share)])
+        return write_ct_report(
+            rng,
+            self.findings,
+            contrast=self.contrast,
+            unobservable=share,
+            context=int(phantoms.unobservable > 0),
+        )
 
     def _plan(self, date: str) -> list[_Reconstruction]:
         """Draw how the study was acquired, stored and named: nothing here knows of findings."""

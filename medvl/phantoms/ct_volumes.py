@@ -124,7 +124,11 @@ def draw_volumes(
         affine[:3, 3] = (-spacing * (size_px - 1) / 2, -spacing * (size_px - 1) / 2 - 12, body.shift[2] - 197)
         drawn = draw_ct(body, findings, VolumeGrid(shape, affine), level=shown, rng=rng, contrast=contrast)
         writing = write_ct_report(
-            rng, drawn.findings, contrast=contrast, unobservable=unobservable, style="plain"
+            rng,
+            drawn.findings,
+            contrast=contrast,
+            unobservable=unobservable,
+            style="plain",
         )
         hu[row], parts[row], lesions[row] = drawn.hu, table[drawn.structures], drawn.lesions
         affines[row] = affine

@@ -82,6 +82,7 @@ def write_ct_report(
     *,
     contrast: int = 0,
     unobservable: float,
+    context: int = 1,
     style: CtStyle | None = None,
 ) -> CtWriting:
     """Write the report of one study.
@@ -90,12 +91,12 @@ def write_ct_report(
         rng: the study's own generator.
         findings: the truth; every one is stated at least once.
         contrast: 1 with a contrast medium, which the technique tells.
-        unobservable: chance that the report holds one or two sentences that no image can show; at 0 it
-            has no indication, comparison and technique either.
+        unobservable: chance that the report holds one or two sentences that no image can show.
+        context: 1 for indication, technique and comparison, each of which may still be missing; 0 for none.
         style: how it is laid out; drawn when None.
 
     Examples:
-        >>> writing = write_ct_report(np.random.default_rng(0), (), unobservable=0.0, style="organs")
+        >>> writing = write_ct_report(np.random.default_rng(0), (), unobservable=0.0, context=0)
         >>> all(item.said.kind in ("normal", "negation") for item in writing.statements)
         True
     """
@@ -103,7 +104,7 @@ def write_ct_report(
     budget, short_budget = int(rng.integers(38, 66)), int(rng.integers(16, 33))
     extra = _unobservable_lines(rng) if rng.random() < unobservable else []
     parts: list[CtStatement] = []
-    if unobservable and style != "plain":
+    if context and style != "plain":
         for options, section, category in (
             (CT_INDICATIONS, "indication", "history"),
             (CT_TECHNIQUES[contrast], "technique", "technique"),

@@ -48,7 +48,7 @@ HEADINGS = {
     "pancreas": ("Pancreas",),
     "kidneys": ("Kidneys",),
     "bones": ("Bones", "Skeleton"),
-    "devices": ("Devices", "Lines and tubes"),
+    "devices": ("Devices",),
 }
 
 CT_POSITIVE = {
@@ -90,8 +90,8 @@ CT_POSITIVE = {
     ),
     "pericardial_effusion": (
         "pericardial effusion, {mm} mm thick.",
-        "{size} pericardial effusion measuring {mm} mm.",
-        "{size} circumferential pericardial effusion.",
+        "circumferential pericardial effusion measuring {mm} mm.",
+        "circumferential pericardial effusion, {size}.",
     ),
     "coronary_artery_wall_calcification": (
         "{severity} coronary artery calcification.",
@@ -164,7 +164,7 @@ CT_SHORT = {
     ),
     "pneumothorax": ("{size} {side} pneumothorax.", "{side} pneumothorax, {size}."),
     "cardiomegaly": ("{severity} cardiomegaly.", "enlarged heart, {severity}."),
-    "pericardial_effusion": ("{size} pericardial effusion.", "pericardial effusion, {mm} mm."),
+    "pericardial_effusion": ("pericardial effusion, {size}.", "pericardial effusion, {mm} mm."),
     "coronary_artery_wall_calcification": (
         "coronary artery calcification.",
         "coronary atherosclerosis with calcification.",
