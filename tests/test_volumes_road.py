@@ -63,11 +63,11 @@ ONNX = {
 }
 
 
-def tiny(image=TowerRecipe(name="resnet", options=ONNX["resnet"]), **changes) -> LoadedModel:
+def tiny(image="resnet", **changes) -> LoadedModel:
     torch.manual_seed(0)
     tokeniser = train_tokeniser(["the lungs are clear"], vocab_size=300)
     model = build_model(
-        image=image,
+        image=TowerRecipe(name=image, options=ONNX[image]),
         text=TowerRecipe(name="bert", options={"layers": 1, "width": 32, "heads": 2}),
         tokeniser=tokeniser,
     )
@@ -420,9 +420,9 @@ def test_both_reconstructions_are_right_hits(store):
 def test_volumes_that_find_volumes():
     """Two studies of two reconstructions and one of one. Cosines put the twin first for rows 0 to 3.
 
-    By id: rows 0 to 3 have a right answer, all first, R@1 = 1; chance is 1 of 4 others. By findings: studies 0
-    and 2 are equal; row 0's candidates are rows 2, 3 and 4, row 4's all four others; with these cosines rows 0 and
-    1 find row 4 first (0.5 before 0.1), and row 4 rows 0 and 1.
+    By id: rows 0 to 3 have a right answer, all first, R@1 = 1; chance is 1 of 4 others. By findings: studies
+    0 and 2 are equal; row 0's candidates are rows 2, 3 and 4, row 4's all four others; with these cosines
+    rows 0 and 1 find row 4 first (0.5 before 0.1), and row 4 rows 0 and 1.
     """
     keys = Keys(np.array([0, 0, 1, 1, 2]), np.array([-1] * 5), np.array([7, 7, 8, 8, 7]))
     scores = np.full((5, 5), 0.1)
@@ -497,7 +497,7 @@ def test_a_bundle_of_volumes(run, store, tmp_path):
 @pytest.mark.parametrize("name", sorted(ONNX))
 def test_onnx_says_what_the_model_says(name, tmp_path):
     """Every encoder of volumes, at random weights, on random volumes of two sizes of batch."""
-    parity = export_onnx(tiny(image=TowerRecipe(name=name, options=ONNX[name])), tmp_path)
+    parity = export_onnx(tiny(name), tmp_path)
     assert parity.image_max_difference < 1e-4
 
 
@@ -512,7 +512,7 @@ def test_specs_of_an_unknown_kind_are_refused(tmp_path):
     about = json.loads(manifest.read_text())
     about["files"]["configs/specs.json"] = file_sha256(path)
     manifest.write_text(json.dumps(about))
-    with pytest.raises(CheckpointError, match="kind is 'volumes'.*Did you mean 'volume'"):
+    with pytest.raises(CheckpointError, match=r"kind is 'volumes'.*Did you mean 'volume'"):
         read_model(tmp_path / "model")
 
 

@@ -102,14 +102,12 @@ class Volumes:
             low, high = np.maximum(start, 0), np.minimum(start + size, shape)
             inside = _span(low - start, high - start)
             hu, numbers = self._read(row, low, high, parts=parts is not None)
-            canvas = np.full(self.input.size_px, _NOTHING, hu.dtype if motion is None else np.float32)
-            canvas[inside] = (
-                hu
-                if motion is None or self.augment is None
-                else (
-                    self.augment.values(hu.astype(np.float32), stream)  # type: ignore[arg-type]
-                )
-            )
+            if motion is not None and self.augment is not None and stream is not None:
+                hu = self.augment.values(hu.astype(np.float32), stream)
+            canvas = hu
+            if hu.shape != self.input.size_px:
+                canvas = np.full(self.input.size_px, _NOTHING, hu.dtype)
+                canvas[inside] = hu
             mask[...] = False
             mask[inside] = True
             if parts is not None:
@@ -125,7 +123,7 @@ class Volumes:
             canvas[~mask] = _NOTHING
             if parts is not None:
                 parts[...] = 0 if numbers is None else moved_parts(numbers, _relative(where, low))
-        image[...] = self.input.window(canvas)
+        self.input.window_into(canvas, image)
 
     def _start(
         self, row: int, shape: Int[np.ndarray, "3"], stream: np.random.Generator | None

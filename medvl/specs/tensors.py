@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -152,10 +152,11 @@ class VolumeInput(Spec):
     def window(self, hu: Shaped[np.ndarray, "x y z"]) -> Float[np.ndarray, "channels x y z"]:
         """Return the normalised channels of values in HU."""
         result = np.empty((self.channels, *hu.shape), np.float32)
-        self._window_into(hu, list(result))
+        self.window_into(hu, result)
         return result
 
-    def _window_into(self, hu: Shaped[np.ndarray, "x y z"], rooms: Sequence[np.ndarray]) -> None:
+    def window_into(self, hu: Shaped[np.ndarray, "x y z"], rooms: Iterable[np.ndarray]) -> None:
+        """Write what :meth:`window` returns into one room a channel, without a copy."""
         for room, (centre, width), (low, high) in zip(rooms, self.windows, self._ends(), strict=True):
             gain = (high - low) / width
             np.multiply(hu, np.float32(gain), out=room, casting="unsafe")
@@ -201,5 +202,5 @@ class VolumeInput(Spec):
         if fitted != self.size_px:
             for channel, (low, _) in zip(tensor, self._ends(), strict=True):
                 channel[...] = low
-        self._window_into(part, [channel[inside] for channel in tensor])
+        self.window_into(part, [channel[inside] for channel in tensor])
         return tensor, mask
