@@ -36,6 +36,7 @@ __all__ = [
 
 _TABLE: dict[str, Any] = read_config(Path(__file__).with_name("anatomy.yaml"))
 _REMEMBERED, _REMEMBERED_CHARS = 2**16, 512  # sentences whose parts are kept, and their longest
+_READ_CHARS = 4096  # of a sentence; longer ones are no sentences, and reading them takes squared time
 
 PARTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {modality: tuple(parts) for modality, parts in _TABLE["parts"].items()}
@@ -298,6 +299,7 @@ class _Word:
 
 
 def _names(sentence: str, modality: str) -> tuple[Named, ...]:
+    sentence = sentence[:_READ_CHARS]
     text, matcher = sentence.casefold(), _matcher(modality)
     if len(text) != len(sentence):  # a letter that folds into two: spans must stay those of the sentence
         text = sentence.lower() if len(sentence.lower()) == len(sentence) else sentence
@@ -359,7 +361,8 @@ def _around_nodes(text: str, words: list[_Word], modality: str) -> list[_Word]:
         return words
     abdomen = PARTS[modality].index("abdomen") + 1
     low = {abdomen, *range(PARTS[modality].index("devices") + 2, len(PARTS[modality]) + 1)}
-    joined, others = [], []
+    joined: list[_Word] = []
+    others: list[_Word] = []
     for word in words:
         before = word.end <= node.start and not _VERBS.search(text, word.end, node.start)
         behind = word.start >= node.end and _PLACE.match(text[node.end : word.start])

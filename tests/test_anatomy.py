@@ -5,7 +5,14 @@ import time
 import numpy as np
 import pytest
 
-from medvl.anatomy import FINDING_PARTS, PARTS, finding_parts, sentence_parts
+from medvl.anatomy import (
+    FINDING_PARTS,
+    PARTS,
+    finding_parts,
+    named_parts,
+    report_parts,
+    sentence_parts,
+)
 from medvl.errors import ConfigError
 
 
@@ -87,6 +94,71 @@ def test_ct_sentences(sentence, part):
     assert named(sentence, "ct") == part
 
 
+def told(sentence):
+    return [PARTS["ct"][name.part - 1] for name in named_parts(sentence)]
+
+
+@pytest.mark.parametrize(
+    ("sentence", "parts"),
+    [
+        # 1. What only frames a sentence does not count, unless nothing else is named.
+        ("In the evaluation of both lungs; the trachea is open.", ["airways"]),
+        ("In the sections through the lungs, no pathology.", ["lungs"]),
+        # 2. A relation and what follows it, up to a comma.
+        ("Consolidation adjacent to the aorta, pleural effusion.", ["lungs", "pleura"]),
+        ("Extending to the pleura.", ["pleura"]),
+        # 3. An organ behind a finding of another part, or behind a device …
+        ("Bronchiectasis in the left lung.", ["airways"]),
+        ("Catheter in the right atrium.", ["devices"]),
+        # … but not one that is a subject itself.
+        ("No effusion in the pleura and the heart is large.", ["pleura", "pleura", "heart"]),
+        # 4. Exact words before general ones before vague ones.
+        ("Nodule of the spleen.", ["spleen"]),
+        ("Mass in the abdomen.", ["abdomen"]),
+        ("Nodule.", ["lungs"]),
+        # 5. Lymph nodes take the organs around them with them.
+        ("Lymph nodes between the aorta and the esophagus.", ["mediastinum"]),
+        ("Lymph nodes along the iliac artery.", ["abdomen"]),
+        ("The heart is large and there are lymph nodes.", ["heart", "mediastinum"]),
+        # A heading gives its parts where the rest names none exactly.
+        ("Heart and vessels: plain.", ["heart", "vessels"]),
+        ("Lungs: pleural effusion.", ["pleura"]),
+        ("Pericardial thickening and effusion.", ["heart"]),
+    ],
+)
+def test_places_are_told_from_parts(sentence, parts):
+    assert told(sentence) == parts
+
+
+@pytest.mark.parametrize(
+    ("sentences", "found"),
+    [
+        (["SPLEEN: Large.", "Measures 15 cm.", "The liver is plain.", "Measures 15 cm."],
+         [("spleen", "named"), ("spleen", "heading"), ("liver", "named"), (None, "none")]),
+        (["The kidney is small.", "It has a thin cortex.", "Follow-up is recommended.", "It is stable."],
+         [("kidneys", "named"), ("kidneys", "leaning"), (None, "none"), (None, "none")]),
+        # A vague word leans on an organ of the abdomen alone.
+        (["The pancreas is plain.", "No mass."], [("pancreas", "named"), ("pancreas", "leaning")]),
+        (["The heart is plain.", "No mass."], [("heart", "named"), ("lungs", "named")]),
+        (["It is large."], [(None, "none")]),
+        ([], []),
+    ],
+)  # fmt: skip
+def test_sentences_lean_on_headings_and_on_each_other(sentences, found):
+    parts = report_parts(sentences)
+    assert [(PARTS["ct"][p.parts[0] - 1] if p.parts else None, p.rule) for p in parts] == found
+    firsts = [p.parts[0] if p.parts else 0 for p in parts]
+    assert sentence_parts(sentences, modality="ct").tolist() == firsts
+    assert all(bool(p.named) == (p.rule == "named") for p in parts)
+
+
+def test_a_monster_is_read_in_time():
+    before = time.process_time()
+    monster = "nodule adjacent to the liver and in the lung, lymph node of the aorta; " * 3000
+    assert named_parts(monster)
+    assert time.process_time() - before < 2
+
+
 def test_one_number_a_sentence_whatever_the_case():
     found = sentence_parts(["HEART", "heart", "nothing", ""])
     assert found.dtype == np.int64 and found.tolist() == [3, 3, 0, 0]
@@ -136,6 +208,10 @@ def test_unknown_modality():
         sentence_parts(["heart"], modality="cxrr")
     with pytest.raises(ConfigError, match="modality 'pathology' has no table of parts"):
         finding_parts(["tumor"], modality="pathology")
+    with pytest.raises(ConfigError, match="modality 'mr' has no table of parts"):
+        named_parts("heart", modality="mr")
+    with pytest.raises(ConfigError, match="modality 'mr' has no table of parts"):
+        report_parts([], modality="mr")
 
 
 def test_new_sentences_cost_microseconds_each():
