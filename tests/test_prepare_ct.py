@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
+import layouttrees
 import numpy as np
 import pytest
 from ctcases import (
@@ -19,12 +21,15 @@ from ctcases import (
     write_table,
 )
 
-from medvl.errors import BadImage, ConfigError, GapInSeries, IrregularSeries, MultiFrame, UsageError
+from medvl.errors import BadImage, BadTable, ConfigError, GapInSeries, IrregularSeries, MultiFrame, UsageError
+from medvl.preprocess import planning
+from medvl.preprocess.checks import check_records
 from medvl.preprocess.pictures import show_volume
 from medvl.preprocess.pipeline import prepare, preview
 from medvl.preprocess.plan import Job
-from medvl.preprocess.planning import Tables, pair_source, plan_jobs, volume_source
+from medvl.preprocess.planning import Tables, header_map, pair_source, plan_jobs, volume_source
 from medvl.preprocess.pseudonyms import Pseudonyms
+from medvl.preprocess.sources.labels import read_boxes
 from medvl.records import Box, Record
 from medvl.specs import VolumeSpec
 from medvl.store import Store
@@ -353,3 +358,85 @@ def test_a_table_of_structures_must_name_known_parts(tmp_path):
     (tmp_path / "parts.yaml").write_text("lungs: left_lung\n")
     with pytest.raises(ConfigError, match="part 'lungs' of the table of structures is no list"):
         volume_source(VolumeSpec(), "ct", masks=None, structures=tmp_path / "parts.yaml")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"x0_mm": 9}, r"empty box: \(9.0, 0.0, 0.0\) to \(5.0, 5.0, 5.0\)"),
+        ({"z1_mm": "far"}, "line 2 has a coordinate that is no number"),
+        ({"z0_mm": "nan"}, "empty box"),
+    ],
+)
+def test_boxes_must_be_boxes(tmp_path, change, message):
+    box = {f"{axis}0_mm": 0 for axis in "xyz"} | {f"{axis}1_mm": 5 for axis in "xyz"}
+    table = write_table(tmp_path / "boxes.csv", [{"image": "a", "label": "nodule", **box, **change}])
+    with pytest.raises(BadTable, match=message):
+        read_boxes(table, millimetres=True)
+
+
+def test_boxes_of_volumes_are_in_millimetres_under_any_key(tmp_path):
+    box = {f"{axis}0_mm": 0 for axis in "xyz"} | {f"{axis}1_mm": 5 for axis in "xyz"}
+    rows = [
+        {"image": "a", "study_uid": "", "label": "Nodule"},
+        {"image": "", "study_uid": "1.2", "label": "n"},
+    ]
+    table = write_table(tmp_path / "boxes.csv", [row | box for row in rows])
+    assert set(read_boxes(table, millimetres=True)) == {"a", "1.2"}
+    assert read_boxes(table, millimetres=True)["a"] == (Box("nodule", 0, 0, 5, 5, 0, 5),)
+    with pytest.raises(BadTable, match="lacks coordinates"):
+        read_boxes(table)
+    flat = write_table(
+        tmp_path / "flat.csv", [{"image": "a", "label": "n", "x0": 0, "y0": 0, "x1": 1, "y1": 1}]
+    )
+    with pytest.raises(BadTable, match="lacks coordinates") as told:
+        read_boxes(flat, millimetres=True)
+    assert "x0_mm, y0_mm, z0_mm" in str(told.value)
+
+
+def test_ct_rate_with_masks_of_a_folder(tmp_path):
+    root = layouttrees.ct_rate(tmp_path / "source")
+    stem = next(root.rglob("*.nii.gz")).name
+    write_nifti(tmp_path / "masks" / stem, np.ones((2, 2, 2), np.uint8), np.eye(4))
+    volumes = volume_source(PLAIN, "ct", masks=tmp_path / "masks", structures=None)
+    paired, layout = pair_source(root, Tables(), modality="ct", volumes=volumes)
+    assert layout == "ct-rate"
+    assert {item.path.name for item in paired.items if item.mask} == {stem}
+    assert {item.kind for item in paired.items} == {"nifti"}
+    jobs = plan_jobs(root, paired, ids=Pseudonyms(KEY), split=(0.8, 0.1, 0.1), seed=0)
+    assert len(jobs) == len(paired.items) and all(job.series is None for job in jobs)
+
+
+def test_headers_read_by_processes_are_the_same(tmp_path, monkeypatch):
+    write_series(tmp_path / "x", study=1, series=1)
+    write_series(tmp_path / "y", study=2, series=1)
+    (tmp_path / "x/cut.dcm").write_bytes(bytes(128) + b"DICM")
+    volumes = volume_source(PLAIN, "ct", masks=None, structures=None)
+    seen = []
+    monkeypatch.setattr(planning, "_MANY_FILES", 1)
+    monkeypatch.setattr(planning, "_FILES_AT_ONCE", 4)
+    with header_map(volumes, 2, progress=lambda *told: seen.append(told)) as mapped:
+        found, _ = pair_source(tmp_path, Tables(), modality="ct", volumes=volumes, map_headers=mapped)
+    assert found == pair_source(tmp_path, Tables(), modality="ct", volumes=volumes)[0]
+    assert seen[-1] == (12, 13, "reading headers")
+
+
+def test_a_box_on_the_other_side_than_the_report_says(prepared):
+    store, _ = prepared
+    record = next(record for record in store.records if record.boxes)
+    # the box lies at x = 8 … 10 of 12, to the patient's right, and the report says left
+    said = replace(record, retrieval=("Lung nodule in the left lower lobe.",))
+    right = replace(record, retrieval=("Lung nodule in the right lower lobe.",))
+    checks = {check.name: check.count for check in check_records([said, right])}
+    assert checks["box-side"] == 1
+
+
+def test_a_table_may_name_the_series(tmp_path):
+    write_series(tmp_path / "x", study=1, series=1)
+    write_series(tmp_path / "y", study=1, series=2)
+    write_table(
+        tmp_path / "reports.csv",
+        [{"SeriesInstanceUID": f"{UID}.1.{k}", "report": f"Nodule {k}. " * 3} for k in (1, 2)],
+    )
+    texts = {job.series.slices[0].series_uid[-1]: job.report for job in jobs_of(tmp_path)}
+    assert texts["1"].startswith("Nodule 1") and texts["2"].startswith("Nodule 2")

@@ -109,14 +109,19 @@ def _categories(cells: list[str], encoding: LabelEncoding) -> list[dict[str, Lab
     ]
 
 
-def _key_column(columns: Columns, path: Path) -> str:
-    for role in ("sop_uid", "image", "study_uid", "accession", "study"):
-        if getattr(columns, role):
-            return str(getattr(columns, role))
-    raise BadTable(
-        f"the table {file_token(path)} has no column that names an image or a study.",
-        hint="Name it, for example --column accession=ORDER_NO.",
-    )
+def _keys(frame: pd.DataFrame, columns: Columns, path: Path) -> pd.Series:
+    """Return what each row is of: the first of its keys, the nearest to one image first."""
+    named = [getattr(columns, role) for role in ("sop_uid", "image", "study_uid", "accession", "study")]
+    named = [column for column in named if column]
+    if not named:
+        raise BadTable(
+            f"the table {file_token(path)} has no column that names an image or a study.",
+            hint="Name it, for example --column accession=ORDER_NO.",
+        )
+    keys = frame[named[0]]
+    for column in named[1:]:
+        keys = keys.where(keys != "", frame[column])
+    return keys
 
 
 def read_labels(
@@ -133,7 +138,7 @@ def read_labels(
     path = Path(path)
     frame = read_table(path)
     guess = guess_columns(frame, columns=columns)
-    key = _key_column(guess, path)
+    keys = _keys(frame, guess, path)
     if not guess.labels:
         raise BadTable(
             f"the table {file_token(path)} has no label column.",
@@ -141,7 +146,7 @@ def read_labels(
         )
     found: dict[str, dict[str, LabelState]] = {}
     for line, name, states in zip(
-        frame.index, frame[key], row_labels(frame, guess, encoding=encoding), strict=True
+        frame.index, keys, row_labels(frame, guess, encoding=encoding), strict=True
     ):
         if found.setdefault(name, states) != states:
             raise BadTable(
@@ -178,7 +183,7 @@ def read_boxes(path: str | Path, *, millimetres: bool = False) -> dict[str, tupl
     """
     path = Path(path)
     frame = read_table(path)
-    key = _key_column(guess_columns(frame), path)
+    keys = _keys(frame, guess_columns(frame), path)
     by_plain = {plain(str(name)): str(name) for name in frame.columns}
     label = next(
         (
@@ -201,10 +206,10 @@ def read_boxes(path: str | Path, *, millimetres: bool = False) -> dict[str, tupl
             hint=f"Allowed are a label and {allowed}.",
         )
     found: dict[str, list[Box]] = {}
-    for line, row in zip(frame.index, frame.to_dict("records"), strict=True):
+    for line, key, row in zip(frame.index, keys, frame.to_dict("records"), strict=True):
         cells = [row[by_plain[name]] for name in chosen]
         if any(cells):
-            found.setdefault(row[key], []).append(
+            found.setdefault(str(key), []).append(
                 _box(finding_name(row[label]), cells, line, sized=chosen in _SIZES)
             )
     return {name: tuple(boxes) for name, boxes in found.items()}
