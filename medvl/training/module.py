@@ -29,8 +29,6 @@ __all__ = ["AlignmentModule", "Learning", "Names"]
 Names = tuple[Int[Tensor, "names tokens"], Int[Tensor, "names tokens"]]
 """Tokens and token mask of the findings' names."""
 _KEYS = ("study", "report", "labels", "bank")
-LAYOUTS = {4: torch.channels_last, 5: torch.channels_last_3d}
-"""Memory layout of images and kernels by their number of axes: channels last."""
 
 
 @dataclass(frozen=True)
@@ -93,9 +91,10 @@ class AlignmentModule(LightningModule):
     ) -> None:
         super().__init__()
         # The layout that convolutions are fastest in, on CPUs by a third.
+        # Kernels of volumes stay as they are: their gradients come in another layout, and little is won.
         for parameter in model.image_encoder.parameters():
-            if parameter.ndim in LAYOUTS:
-                parameter.data = parameter.data.contiguous(memory_format=LAYOUTS[parameter.ndim])
+            if parameter.ndim == 4:
+                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
         self.model, self.objective = model, objective
         self.average = averaged_copy(model, share=not sharded) if learning.ema else None
         self.positives, self.learning = positives, learning
@@ -143,7 +142,9 @@ class AlignmentModule(LightningModule):
         return image, replace(text, attributes=attributes)
 
     def _rows(self, batch: Batch) -> tuple[ImageFeatures, TextFeatures]:
-        images = batch.images.contiguous(memory_format=LAYOUTS[batch.images.ndim])
+        images = batch.images
+        if images.ndim == 4:
+            images = images.contiguous(memory_format=torch.channels_last)
         image = self._model.project_image(
             images,
             batch.image_mask,
