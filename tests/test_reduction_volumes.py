@@ -5,6 +5,7 @@ import dataclasses
 import io
 import itertools
 import json
+import re
 from pathlib import Path
 
 import nibabel
@@ -292,3 +293,11 @@ def test_reduction_of_a_real_volume():
     volume = np.asarray(image.dataobj).astype(np.int16)
     assert len(reduce_volume(volume).kept) == 21
     assert 15 <= len(reduce_volume(volume, method="information").kept) <= 33
+
+
+def test_the_examples_of_the_page_run():
+    page = (Path(__file__).parents[1] / "docs" / "reduction.md").read_text("utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", page, re.S)
+    assert len(blocks) == 2
+    for block in blocks:
+        exec(compile(block, "docs/reduction.md", "exec"), {})

@@ -343,6 +343,6 @@ def test_every_option_is_in_the_digest():
 def test_the_examples_of_the_page_run():
     page = (Path(__file__).parents[1] / "docs" / "reports.md").read_text("utf-8")
     blocks = re.findall(r"```python\n(.*?)```", page, re.S)
-    assert len(blocks) == 2
+    assert len(blocks) == 3
     for block in blocks:
         exec(compile(block, "docs/reports.md", "exec"), {})
