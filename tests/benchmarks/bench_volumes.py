@@ -1,11 +1,11 @@
 """Volumes against plain readers: DICOM series, ``.nii.gz``, and patches of a stored volume.
 
-The scan is made here: 96 slices of 512 × 512 in int16, smooth tissue within a cylinder, air around it, noise of
-σ = 12, written as an uncompressed series (one of pydicom's packaged CT headers on every slice, file names
-shuffled) and as a gzipped NIfTI. Peers, each as a script would use it: a loop of ``pydicom.dcmread`` sorted by
-position with an int16 rescale, SimpleITK's ``ImageSeriesReader``, nibabel's ``get_fdata`` (float64, its
-default; float32 is printed too). All take turns in CPU seconds on one thread; ours run twice a turn, each
-before a peer, and the ratio of the two says how noisy the machine is. Every turn compares the arrays. Peak
+The scan is made here: 96 slices of 512 × 512 in int16, smooth tissue within a cylinder, air around it, noise
+of σ = 12, written as an uncompressed series (one of pydicom's packaged CT headers on every slice, file names
+shuffled) and as a gzipped NIfTI. Peers, each as a script would use it: a loop of ``pydicom.dcmread`` sorted
+by position with an int16 rescale, SimpleITK's ``ImageSeriesReader``, nibabel's ``get_fdata`` (float64, its
+default; float32 is printed too). All take turns in CPU seconds on one thread; ours run once before each peer,
+and the ratio of their odd and even runs says how noisy the machine is. Every turn compares the arrays. Peak
 memory is that of one call in a process of its own, beyond what its imports hold. Run::
 
     python -m tests.benchmarks volumes
@@ -54,7 +54,7 @@ def scan() -> np.ndarray:
     random = np.random.default_rng(0)
     tissue = zoom(
         300 * random.normal(0, 1, (6, 8, 8)).astype(np.float32),
-        [n / m for n, m in zip(SHAPE, (6, 8, 8))],
+        [n / m for n, m in zip(SHAPE, (6, 8, 8), strict=True)],
         order=1,
     )
     y, x = np.mgrid[-1 : 1 : SHAPE[1] * 1j, -1 : 1 : SHAPE[2] * 1j]
@@ -191,8 +191,8 @@ def patches(folder: Path, path: Path) -> None:
     faster = statistics.median(whole) / per_patch
     ours = timed(lambda: read_nifti(path))[0] / per_patch
     print(
-        f"{'patch of ' + '×'.join(map(str, PATCH)):<22} {1000 * per_patch:7.1f} ms; {faster:.0f} times as fast "
-        f"as get_fdata (bar {BAR_PATCH}), {ours:.0f} as our own reading of the file (ours / ours "
+        f"{'patch of 96³':<22} {1000 * per_patch:7.1f} ms; {faster:.0f} times as fast as get_fdata "
+        f"(bar {BAR_PATCH}), {ours:.0f} as our own reading of the file (ours / ours "
         f"{statistics.median(times) / statistics.median(again):.3f}, n={len(times + again)}); stored "
         f"{placed.size / stored.nbytes:.3f} of raw, written in {writing:.2f} s  "
         f"{'pass' if faster >= BAR_PATCH else 'FAIL'}"
