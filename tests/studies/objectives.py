@@ -126,7 +126,9 @@ def main() -> None:
     asked.out.mkdir(parents=True, exist_ok=True)
     store = asked.out / "store"
     medvl.phantom(asked.out / "films", n=asked.n, seed=0, level=asked.level)
-    medvl.prepare(asked.out / "films", store, pixels={"longest_px": 256}, split=(0.7, 0.1, 0.2), key=b"study" * 8)
+    medvl.prepare(
+        asked.out / "films", store, pixels={"longest_px": 256}, split=(0.7, 0.1, 0.2), key=b"study" * 8
+    )
     dealt = asked.out / "store-shuffled"
     if not dealt.exists():
         shuffle_pairs(store, dealt, seed=0)
