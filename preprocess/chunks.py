@@ -135,6 +135,7 @@ def _samples(
             failures.append(Failure(job.record_id, job.token, broken_rule(error), str(error)))
             continue
         yield sample
+        del sample  # before the next one is made: a volume may be a gigabyte
 
 
 def broken_rule(error: MedvlError) -> str:

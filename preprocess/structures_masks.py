@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Float, Integer, Shaped
+from jaxtyping import Bool, Float, Integer, Shaped
 
 from medvl.errors import BadAffine, BadImage
 from medvl.images import Image, Unit
@@ -24,7 +24,7 @@ from medvl.preprocess.structures_seg import frames_of, read_segmentation
 __all__ = ["Mask", "Structure", "read_parts"]
 
 _LARGEST_NUMBER = 2**15 - 1
-_SAMPLE = 96
+_SAMPLE = 48
 """Voxels along each axis that the check of sides looks at, at most twice as many."""
 
 
@@ -73,7 +73,11 @@ def read_parts(mask: Mask) -> tuple[Image, tuple[str, ...]]:
     table = np.array([0, *(structure.part for structure in mask.structures)], np.uint8)
     spacing = tuple(float(edge) for edge in np.linalg.norm(affine[:3, :3], axis=0))
     image = Image(
-        table[owners][None], Unit.GREY, affine_ras=affine, spacing_mm=spacing, spacing_frame="patient"
+        _looked_up(table, owners)[None],
+        Unit.GREY,
+        affine_ras=affine,
+        spacing_mm=spacing,
+        spacing_frame="patient",
     )
     return image, tuple(notes)
 
@@ -112,10 +116,23 @@ def _owners(
     for place, structure in enumerate(structures, start=1):
         if 0 < structure.number < len(table):
             table[structure.number] = place
+    present = np.zeros(len(table), bool)
+    for plane in np.moveaxis(numbers, -1, 0):
+        present[plane] = True
     named = {0, *(structure.number for structure in structures)}
-    foreign = sorted(set(np.flatnonzero(np.bincount(numbers.ravel()))) - named)
+    foreign = sorted(set(np.flatnonzero(present).tolist()) - named)
     told = ", ".join(map(str, foreign[:8])) + (" …" if len(foreign) > 8 else "")
-    return table[numbers], [f"numbers of the mask without a name: {told}"] if foreign else []
+    return _looked_up(table, numbers), [f"numbers of the mask without a name: {told}"] if foreign else []
+
+
+def _looked_up(
+    table: Shaped[np.ndarray, " numbers"], volume: Integer[np.ndarray, "x y z"]
+) -> Shaped[np.ndarray, "x y z"]:
+    """Return ``table[volume]`` plane by plane: the indices of a whole would take eight bytes a voxel."""
+    result = np.empty_like(volume, table.dtype)
+    for plane in range(volume.shape[-1]):
+        result[..., plane] = table[volume[..., plane]]
+    return result
 
 
 def _folder(mask: Mask) -> _Read:
@@ -137,20 +154,18 @@ def _folder(mask: Mask) -> _Read:
             )
         where = image.array[0] > 0.5
         sizes[place] = int(where.sum())
-        where &= _free(owners, sizes, place)
+        where &= _looked_up(_free(sizes, place), owners)
         owners[where] = place
     if owners is None:
         raise BadImage("a folder of masks holds no file.")
     return owners, affine, []
 
 
-def _free(
-    owners: Integer[np.ndarray, "*shape"], sizes: Integer[np.ndarray, " places"], place: int
-) -> Shaped[np.ndarray, "*shape"]:
-    """Return where a structure may have the voxel: nobody has it, or a larger one."""
+def _free(sizes: Integer[np.ndarray, " places"], place: int) -> Bool[np.ndarray, " places"]:
+    """Return from whom a structure takes the voxel: from nobody, and from a larger one."""
     larger = sizes > sizes[place]
     larger[0] = True
-    return larger[owners]
+    return larger
 
 
 def _segmentation(mask: Mask) -> _Read:
@@ -172,7 +187,7 @@ def _segmentation(mask: Mask) -> _Read:
         if place is None:
             foreign += 1
             continue
-        owners[plane][voxels & _free(owners[plane], sizes, place)] = place
+        owners[plane][voxels & _free(sizes, place)[owners[plane]]] = place
     notes = [f"{foreign} frames of the mask belong to segments that it does not describe"] if foreign else []
     return owners, grid.affine_ras, notes
 

@@ -58,7 +58,7 @@ def write_shard(path: Path, samples: Iterable[Sample]) -> list[Record]:
     Raises:
         StoreError: see :func:`write_payloads`.
     """
-    return write_payloads(path, (_coded(sample) for sample in samples))
+    return write_payloads(path, map(_coded, samples))  # a map keeps no sample while the next is made
 
 
 def _coded(sample: Sample) -> tuple[Record, bytes, bytes]:
