@@ -324,7 +324,7 @@ def test_volumes_in_memory_may_have_chosen_findings_alone():
 
 
 def test_every_finding_shows_even_in_small_volumes():
-    volumes = draw_volumes(60, seed=[6], size_px=32, normal=0.0, level="hard")
+    volumes = draw_volumes(30, seed=[6], size_px=32, normal=0.0, level="hard")
     for findings in volumes.findings:
         for finding in findings:
             assert finding.voxels > 0, finding
