@@ -213,3 +213,17 @@ def test_the_labeller_reads_the_prompts_as_they_are_meant(finding):
         assert sentence_states(text, vocabulary="ct").get(finding) == "present", text
     for text in pair.negative:
         assert sentence_states(text, vocabulary="ct").get(finding, "absent") == "absent", text
+
+
+@pytest.mark.parametrize(
+    ("text", "state"),
+    [
+        ("Enlarged paratracheal and subcarinal lymph nodes.", "present"),
+        ("There are enlarged paratracheal, prevascular and axillary lymph nodes.", "present"),
+        ("No enlarged paratracheal and subcarinal lymph nodes.", "absent"),
+        ("Paratracheal and subcarinal lymph nodes of normal size.", "absent"),
+        ("Paratracheal and subcarinal lymph nodes.", None),  # nothing says that they are enlarged
+    ],
+)
+def test_lymph_nodes_of_several_stations(text, state):
+    assert sentence_states(text, vocabulary="ct").get("lymphadenopathy") == state
