@@ -1,8 +1,8 @@
 """What organs and equal normal statements do for CT: recipes on phantom studies of thorax and abdomen.
 
 ``python -m tests.studies.volumes OUT`` draws a set of studies for each seed, prepares it, trains each arm
-with the same towers and steps, evaluates it on patients that it has not seen and prints a table. What is there
-already is not made again. The sign test asks whether the differences over seeds could be a coin's.
+with the same towers and steps, evaluates it on patients that it has not seen and prints a table. What is
+there already is not made again. The sign test asks whether the differences over seeds could be a coin's.
 """
 
 from __future__ import annotations
@@ -88,10 +88,9 @@ def _has(numbers: dict, column: str) -> bool:
 
 
 def table(results: dict[str, list[dict]]) -> list[str]:
-    """Return the Markdown table: mean ± standard deviation over seeds, every value, and paired differences."""
-    columns = [
-        c for c in COLUMNS if any(_value(run, c) is not None for runs in results.values() for run in runs)
-    ]
+    """Return the Markdown table: mean ± SD over seeds, every value, and paired differences."""
+    known = {column for runs in results.values() for run in runs for column in COLUMNS if _has(run, column)}
+    columns = [column for column in COLUMNS if column in known]
     lines = ["| | " + " | ".join(COLUMNS[c] for c in columns) + " |", "|---" * (len(columns) + 1) + "|"]
     first = next(iter(results))
     for arm, runs in results.items():
