@@ -132,7 +132,7 @@ def outlined_planes(record: Record, shards: Path) -> dict[str, Any]:
         shards: the folder of the store's shards.
 
     Returns:
-        The picture as a data URL, its size, and the boxes in its pixels.
+        The picture as a data URL, its size, and the boxes that the planes cut, in its pixels.
     """
     hu = read_pixels(shards, record)
     parts = read_volume(shards, record, parts=True) if record.parts_size else None
@@ -149,7 +149,9 @@ def outlined_planes(record: Record, shards: Path) -> dict[str, Any]:
         outline = None if parts is None else _turned(np.take(parts, middle[through], axis=through))
         panels.append((left, _panel(plane, outline, size)))
         boxes += [
-            _rectangle(box, across, up, left=left, size=size, shape=record.shape) for box in record.boxes
+            _rectangle(box, across, up, left=left, size=size, shape=record.shape)
+            for box in record.boxes
+            if _ends(box)[through][0] <= middle[through] < _ends(box)[through][1]
         ]
         left += size[0] + _GAP_PX
     height = max(panel.shape[0] for _, panel in panels)
@@ -169,9 +171,12 @@ def outlined_planes(record: Record, shards: Path) -> dict[str, Any]:
 def _middle(record: Record) -> list[int]:
     if not record.boxes:
         return [size // 2 for size in record.shape]
-    box = record.boxes[0]
-    ends = ((box.x0, box.x1), (box.y0, box.y1), (box.z0 or 0.0, box.z1 or 0.0))
+    ends = _ends(record.boxes[0])
     return [min(size - 1, int(sum(pair) / 2)) for pair, size in zip(ends, record.shape, strict=True)]
+
+
+def _ends(box: Box) -> tuple[tuple[float, float], ...]:
+    return (box.x0, box.x1), (box.y0, box.y1), (box.z0 or 0.0, box.z1 or 0.0)
 
 
 def _turned(plane: Shaped[np.ndarray, "across up"]) -> Shaped[np.ndarray, "rows columns"]:
