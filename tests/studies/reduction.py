@@ -1,6 +1,6 @@
 """Slices left out against all slices: image-only pre-training of a small tower, then a probe, five seeds.
 
-    python -m tests.studies.reduction OUT [--seeds 5] [--volumes 36] [--epochs 5]
+    python -m tests.studies.reduction OUT [--seeds 5] [--volumes 36] [--epochs 5] [--page docs/reduction.md]
 
 Phantom volumes of thin slices are redundant as scans are. A small convolutional tower learns by SimCLR from
 all slices, from those that the hash keeps, or from every k-th of the same number; for as many passes over
@@ -21,6 +21,7 @@ import numpy as np
 FINDINGS = ("pleural_effusion", "consolidation", "emphysema", "pneumothorax", "liver_lesion", "kidney_cyst")
 SIDE, SLICES = 48, 120
 BATCH = 96
+MARK, END = "<!-- measured: reduction -->", "<!-- end -->"
 LABELLED = (400, 100)
 ARMS = {
     "random tower": (None, None),
@@ -254,6 +255,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--volumes", type=int, default=36)
     parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--page", type=Path, help="write the table behind its mark in this page")
     asked = parser.parse_args()
     import torch
 
@@ -274,6 +276,9 @@ def main() -> None:
         run_seed(seed, count=asked.volumes, epochs=asked.epochs, done=done, write=write)
     (asked.out / "table.md").write_text(table(rows))
     print(table(rows))
+    if asked.page:
+        head, rest = asked.page.read_text("utf-8").split(MARK)
+        asked.page.write_text(f"{head}{MARK}\n\n{table(rows)}\n{rest[rest.index(END) :]}", "utf-8")
 
 
 if __name__ == "__main__":
