@@ -4,22 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import numpy as np
-from jaxtyping import Bool, Float32, Int16, UInt8
+from jaxtyping import Bool, Int16, UInt8
 
 from medvl.phantoms.ct_anatomy import AIR, WHOLE, Trunk, draw_trunk
 from medvl.phantoms.ct_bones import DISC_PITCH, rib_at, spine_at
 from medvl.phantoms.ct_canvas import Canvas, Lattice, Region, Thin, cut, step
+from medvl.phantoms.ct_scan import Kernel, scan
 from medvl.phantoms.ct_truth import STRUCTURES, CtBody, CtFinding
 from medvl.phantoms.truth import Level
 from medvl.records import Box
 from medvl.specs.volumes import VolumeGrid
 
-__all__ = ["CtDrawing", "Kernel", "draw_ct"]
+__all__ = ["CtDrawing", "draw_ct"]
 
-Kernel = Literal["soft", "lung"]
 _HEART = (0.17, 0.27, 0.40)
 _LOBE = {  # x as a share of the half width, y, z, and how far a lesion may sit from there
     "right upper lobe": (0.56, -6, 48, 22, 14),
@@ -114,7 +113,7 @@ def draw_ct(
     trunk = draw_trunk(canvas, contrast=contrast, clutter=level.clutter, heart_scale=1 + grown)
     painter = _Painter(canvas, trunk, level.contrast)
     drawn = tuple(painter.paint(finding, number) for number, finding in enumerate(findings, 1))
-    hu = _scan(canvas, rng, noise=level.noise * 800, kernel=kernel)
+    hu = scan(canvas, rng, noise=level.noise * 800, kernel=kernel)
     return CtDrawing(hu, canvas.structures, painter.lesions, drawn, grid)
 
 
@@ -389,38 +388,3 @@ def _box(mine: Bool[np.ndarray, "x y z"], grid: VolumeGrid, label: str) -> Box:
         )
     ends = [round(value, 2) for value in (*low, *high)]
     return Box(label, ends[0], ends[1], ends[3], ends[4], ends[2], ends[5])
-
-
-def _scan(
-    canvas: Canvas, rng: np.random.Generator, *, noise: float, kernel: Kernel
-) -> Int16[np.ndarray, "x y z"]:
-    """Add tissue texture, noise and streaks of the shoulders, through the kernel; return whole HU."""
-    hu = canvas.hu
-    texture = Lattice([canvas.body.grain, 9], cell_mm=10).at(*canvas.scanner_at(WHOLE))
-    texture *= np.clip((hu + 400) * np.float32(1 / 200), 0, 1)
-    hu += texture * np.float32(9)
-    grain: Float32[np.ndarray, "x y z"] = rng.standard_normal(hu.shape, dtype=np.float32)
-    loud = (1 + 0.9 * step(canvas.z - 78, 50)) * np.float32(noise)
-    if kernel == "soft":
-        grain = _blur(grain) * np.float32(1.9)
-    else:
-        hu += np.float32(0.5) * (hu - _blur(hu))
-        loud = loud * np.float32(1.7)
-    grain *= loud
-    grain += rng.standard_normal((1, *hu.shape[1:]), dtype=np.float32) * (loud * np.float32(0.35))
-    hu = hu + grain
-    np.clip(hu, -1024, 3071, out=hu)
-    return np.rint(hu, out=hu).astype(np.int16)
-
-
-def _blur(values: Float32[np.ndarray, "x y z"]) -> Float32[np.ndarray, "x y z"]:
-    """Average neighbours by 1, 2, 1 along the first two axes."""
-    for axis in (0, 1):
-        near = np.concatenate([values.take([0], axis), values, values.take([-1], axis)], axis)
-        size = values.shape[axis]
-        left, middle, right = (
-            near[tuple(slice(k, k + size) if a == axis else slice(None) for a in range(3))] for k in range(3)
-        )
-        values = (left + right) * np.float32(0.25)
-        values += middle * np.float32(0.5)
-    return values

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import UInt8
 from pydicom.dataset import Dataset
 from pydicom.pixels.utils import pack_bits
-from pydicom.uid import CTImageStorage, SegmentationStorage
+from pydicom.uid import UID, CTImageStorage, SegmentationStorage
 
 from medvl.phantoms.ct_series import CtShot, Frame, common_header
 from medvl.phantoms.ct_truth import STRUCTURES
@@ -51,7 +51,7 @@ def write_seg(
     """
     ds = common_header(person, shot, modality="SEG")
     ds.SOPClassUID = ds.file_meta.MediaStorageSOPClassUID = SegmentationStorage
-    ds.SOPInstanceUID = ds.file_meta.MediaStorageSOPInstanceUID = sop_uid
+    ds.SOPInstanceUID = ds.file_meta.MediaStorageSOPInstanceUID = UID(sop_uid)
     ds.ImageType, ds.InstanceNumber, ds.ContentLabel = ["DERIVED", "PRIMARY"], 1, "STRUCTURES"
     ds.ContentDescription, ds.ContentCreatorName = "Anatomical structures", "PHANTOM"
     ds.ManufacturerModelName, ds.DeviceSerialNumber, ds.SoftwareVersions = "Phantom", "1", "1"
@@ -70,10 +70,10 @@ def write_seg(
     organization.DimensionOrganizationUID = dimension_uid
     ds.DimensionOrganizationSequence = [organization]
     for pointer, group in ((0x0062000B, 0x0062000A), (0x00200032, 0x00209113)):
-        index = Dataset()
-        index.DimensionOrganizationUID = dimension_uid
-        index.DimensionIndexPointer, index.FunctionalGroupPointer = pointer, group
-        places.append(index)
+        pointed = Dataset()
+        pointed.DimensionOrganizationUID = dimension_uid
+        pointed.DimensionIndexPointer, pointed.FunctionalGroupPointer = pointer, group
+        places.append(pointed)
     ds.DimensionIndexSequence = places
     ds.ReferencedSeriesSequence = [_referenced(frames, series_uid)]
     shared, plane, measures = Dataset(), Dataset(), Dataset()

@@ -13,7 +13,13 @@ import nibabel
 import numpy as np
 from jaxtyping import Float64, Int16, UInt8
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import CTImageStorage, EnhancedCTImageStorage, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pydicom.uid import (
+    UID,
+    CTImageStorage,
+    EnhancedCTImageStorage,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+)
 
 from medvl.phantoms.radiograph import Encoding, Person, write_dicom
 from medvl.specs.volumes import VolumeGrid
@@ -172,7 +178,7 @@ def write_classic(
     ds.SOPClassUID = ds.file_meta.MediaStorageSOPClassUID = CTImageStorage
     for frame, path in zip(frames, paths, strict=True):
         each = copy.deepcopy(ds) if shot.syntax in ("rle", "jpegls", "jpeg2000") else ds
-        each.SOPInstanceUID = each.file_meta.MediaStorageSOPInstanceUID = frame.sop_uid
+        each.SOPInstanceUID = each.file_meta.MediaStorageSOPInstanceUID = UID(frame.sop_uid)
         each.InstanceNumber = frame.number
         each.Rows, each.Columns = frame.hu.shape
         each.PixelSpacing = [f"{value:.6g}" for value in frame.spacing_mm]
@@ -191,7 +197,7 @@ def write_enhanced(
     """Write an enhanced CT: one file, each slice a frame with its place in a functional group."""
     ds = _image_header(person, shot, frames[0], ("ORIGINAL", "PRIMARY", "VOLUME", "NONE"))
     ds.SOPClassUID = ds.file_meta.MediaStorageSOPClassUID = EnhancedCTImageStorage
-    ds.SOPInstanceUID = ds.file_meta.MediaStorageSOPInstanceUID = sop_uid
+    ds.SOPInstanceUID = ds.file_meta.MediaStorageSOPInstanceUID = UID(sop_uid)
     ds.InstanceNumber, ds.NumberOfFrames = 1, len(frames)
     ds.AcquisitionDateTime = shot.study_date + shot.study_time
     ds.PixelPresentation, ds.VolumetricProperties, ds.VolumeBasedCalculationTechnique = (

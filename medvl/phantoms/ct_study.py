@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt8
 
-from medvl.phantoms.ct_lesions import CtDrawing, Kernel, draw_ct
+from medvl.phantoms.ct_lesions import CtDrawing, draw_ct
+from medvl.phantoms.ct_scan import Kernel, draw_grid
 from medvl.phantoms.ct_seg import write_seg
 from medvl.phantoms.ct_series import (
     CtShot,
@@ -28,7 +29,7 @@ from medvl.phantoms.study import date_of, draw_person
 from medvl.phantoms.truth import Level
 from medvl.specs.volumes import VolumeGrid
 
-__all__ = ["CtPhantoms", "CtRows", "draw_grid", "write_ct_patient"]
+__all__ = ["CtPhantoms", "CtRows", "write_ct_patient"]
 
 _MAKERS = ("Aster Imaging", "Borealis Medical", "Cirrus Tomography")
 _SYNTAX_CHANCE = {"explicit": 0.62, "implicit": 0.12, "rle": 0.10, "jpegls": 0.10, "jpeg2000": 0.06}
@@ -103,23 +104,6 @@ def write_ct_patient(
         )
         for index in range(count)
     ]
-
-
-def draw_grid(rng: np.random.Generator, body: CtBody, *, size_px: int, step: float = 1.1) -> VolumeGrid:
-    """Draw the voxels of a scan from the kidneys to the collar bones.
-
-    Args:
-        rng: of the field and the ends of the scan.
-        body: of the patient; the scan follows its place.
-        size_px: pixels of a slice along each side.
-        step: distance of slices as a share of the pixel spacing.
-    """
-    spacing = float(rng.integers(352, 391)) / size_px
-    low, high = body.shift[2] - float(rng.uniform(186, 202)), body.shift[2] + float(rng.uniform(106, 116))
-    depth = round(spacing * step, 2)
-    affine = np.diag([spacing, spacing, depth, 1.0])
-    affine[:3, 3] = (-spacing * (size_px - 1) / 2, -spacing * (size_px - 1) / 2 - 12, round(low, 1))
-    return VolumeGrid((size_px, size_px, int((high - low) / depth)), affine)
 
 
 class _Study:

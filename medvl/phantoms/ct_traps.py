@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 from jaxtyping import Int16
-from pydicom.uid import XRayRadiationDoseSRStorage
+from pydicom.uid import UID, XRayRadiationDoseSRStorage
 
 from medvl.phantoms.ct_series import CtShot, Frame, Plane, common_header, frames_of, write_classic
 from medvl.phantoms.radiograph import Person
@@ -211,7 +211,7 @@ def write_dose_report(path: Path, person: Person, shot: CtShot, *, sop_uid: str)
     """Write a radiation dose report: a DICOM object of the study without pixels."""
     ds = common_header(person, shot, modality="SR")
     ds.SOPClassUID = ds.file_meta.MediaStorageSOPClassUID = XRayRadiationDoseSRStorage
-    ds.SOPInstanceUID = ds.file_meta.MediaStorageSOPInstanceUID = sop_uid
+    ds.SOPInstanceUID = ds.file_meta.MediaStorageSOPInstanceUID = UID(sop_uid)
     ds.InstanceNumber, ds.CompletionFlag, ds.VerificationFlag, ds.ValueType = (
         1,
         "COMPLETE",
