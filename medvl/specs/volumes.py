@@ -83,11 +83,10 @@ class VolumeSpec(Spec):
             BadAffine: the volume does not say how it lies.
             ConfigError: not one channel of three axes in HU.
         """
-        turned = _turned(image)
-        spacing = turned.spacing_mm or ()
-        box = [(0, size) for size in turned.array.shape[1:]]
+        array, turned_affine, spacing = _turned(image)
+        box = [(0, size) for size in array.shape]
         if self.crop == "body":
-            box = list(body_box(turned.array[0], spacing, margin_mm=self.margin_mm))
+            box = list(body_box(array, spacing, margin_mm=self.margin_mm))
         wanted = self.spacing_mm or spacing
         shape, change = [], np.eye(4)
         for axis, ((first, last), edge, goal) in enumerate(zip(box, spacing, wanted, strict=True)):
@@ -98,8 +97,7 @@ class VolumeSpec(Spec):
             start = first + (last - first - count * step) / 2
             shape.append(count)
             change[axis, axis], change[axis, 3] = step, start + (step - 1) / 2  # centres, not edges
-        affine = turned.affine_ras @ change
-        return VolumeGrid((shape[0], shape[1], shape[2]), affine)
+        return VolumeGrid((shape[0], shape[1], shape[2]), turned_affine @ change)
 
     def apply(self, image: Image, *, grid: VolumeGrid | None = None) -> Int16[np.ndarray, "x y z"]:
         """Return the stored array of a volume, on ``grid`` or on :meth:`grid` of the image itself.
@@ -110,9 +108,9 @@ class VolumeSpec(Spec):
             BadAffine: the volume does not say how it lies.
             ConfigError: not one channel of three axes in HU, or a grid whose axes are not those of the image.
         """
-        turned = _turned(image)
+        array, affine, _ = _turned(image)
         grid = grid or self.grid(image)
-        change = np.linalg.inv(turned.affine_ras) @ grid.affine_ras
+        change = np.linalg.inv(affine) @ grid.affine_ras
         steps = np.diagonal(change)[:3]
         askew = np.abs(change[:3, :3] - np.diag(steps)) * np.array(grid.shape)
         if steps.min() <= 0 or askew.max() > ASKEW:
@@ -122,11 +120,9 @@ class VolumeSpec(Spec):
             )
         axes = [
             _axis(pixels, count, step=float(step), centre=float(centre))
-            for pixels, count, step, centre in zip(
-                turned.array.shape[1:], grid.shape, steps, change[:3, 3], strict=True
-            )
+            for pixels, count, step, centre in zip(array.shape, grid.shape, steps, change[:3, 3], strict=True)
         ]
-        return resampled(turned.array[0], axes, lowest=self.lowest_hu, highest=self.highest_hu)
+        return resampled(array, axes, lowest=self.lowest_hu, highest=self.highest_hu)
 
     def apply_parts(self, parts: Image, grid: VolumeGrid) -> UInt8[np.ndarray, "x y z"]:
         """Return a volume of part numbers on ``grid``: the number of the nearest voxel, 0 outside of it.
@@ -159,14 +155,19 @@ def _one_volume(image: Image) -> Shaped[np.ndarray, "x y z"]:
     return image.array[0]
 
 
-def _turned(image: Image) -> Image:
+def _turned(
+    image: Image,
+) -> tuple[Shaped[np.ndarray, "x y z"], Float[np.ndarray, "4 4"], tuple[float, ...]]:
+    """Return a volume in HU along right, front and top, its affine and its spacing."""
     _one_volume(image)
     if image.unit is not Unit.HU:
         raise ConfigError(
             f"the values of the volume are {image.unit.value}; a volume spec needs HU.",
             hint="Say so when you read it, if its values are Hounsfield units.",
         )
-    return canonical(image)
+    turned = canonical(image)
+    assert turned.affine_ras is not None and turned.spacing_mm is not None
+    return turned.array[0], turned.affine_ras, turned.spacing_mm
 
 
 def _axis(pixels: int, count: int, *, step: float, centre: float) -> Axis:

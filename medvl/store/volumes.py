@@ -31,7 +31,7 @@ CHUNK = (32, 32, 32)
 """Voxels of a chunk: no larger on disk than the volume in one piece, and a patch of 96³ takes least time."""
 _START = struct.Struct("<8sBB6I")
 _MAGIC, _VERSION = b"medvlvol", 1
-_KINDS = {1: np.dtype(np.int16), 2: np.dtype(np.uint8)}
+_KINDS: dict[int, np.dtype] = {1: np.dtype(np.int16), 2: np.dtype(np.uint8)}
 _MOST_BYTES, _MOST_CHUNK_BYTES = 2**31, 2**24
 _AHEAD = 2**13
 """Bytes read at first: enough for the table of a thousand chunks."""

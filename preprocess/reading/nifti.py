@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import nibabel
 import numpy as np
@@ -36,12 +37,14 @@ from medvl.preprocess.reading.limits import (
     check_voxels,
 )
 
+GzipFile: Any
+inflate_error: Any
 try:  # inflates two and a half times as fast as the standard library
-    from isal.igzip import IGzipFile as GzipFile
-    from isal.isal_zlib import error as inflate_error
+    from isal import igzip, isal_zlib
+
+    GzipFile, inflate_error = igzip.IGzipFile, isal_zlib.error
 except ImportError:  # no wheel for this machine
-    from gzip import GzipFile
-    from zlib import error as inflate_error
+    GzipFile, inflate_error = gzip.GzipFile, zlib.error
 
 __all__ = ["is_nifti", "read_nifti"]
 
@@ -326,7 +329,7 @@ def _result_type(header: _Header) -> type[np.int16] | type[np.float32]:
 
 def _fill(stream: io.BufferedIOBase, room: Shaped[np.ndarray, " values"], *, before: int, of: int) -> None:
     """Read into all of ``room``; ``before`` of all ``of`` bytes have been read."""
-    view, done = memoryview(room).cast("B"), 0
+    view, done = room.data.cast("B"), 0
     while done < len(view):
         read = stream.readinto(view[done:])
         if not read:
