@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from tinystore import write_tiny
 from tinyvolumes import SPEC, write_volumes
 
 from medvl.alignment import ProjectionConfig, TowerRecipe, build_model
@@ -382,6 +383,21 @@ def test_labels_by_a_probe_and_by_training_on_a_share(store, model, tmp_path):
         resamples=100,
     )  # fmt: skip
     assert again.metrics["numbers"] == less.metrics["numbers"]
+
+
+def test_films_have_labels_too_and_results_lie_beside_the_model(tmp_path):
+    films = write_tiny(tmp_path / "store", n=60)
+    film = loaded_model(
+        image=TowerRecipe(name="resnet", options={"widths": [8, 16], "blocks": [1, 1], "stem_px": 3}),
+        input=InputSpec(size_px=(32, 32)),
+        pixels=PixelSpec(),
+    )
+    write_model(tmp_path / "film", film)
+    probed = transfer(tmp_path / "film", films, task="labels", resamples=50)
+    assert probed.out == tmp_path / "film-transfer-labels-frozen"
+    assert probed.value("auroc/nodule") > 0.9  # a bright square, which even a random tower tells
+    tuned = transfer(tmp_path / "film", films, task="labels", train="full", steps=3, resamples=50)
+    assert (tuned.out / "head.json").is_file() and 0 <= tuned.value("auroc/nodule") <= 1
 
 
 def test_refused_transfers(store, model, tmp_path):

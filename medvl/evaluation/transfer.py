@@ -136,7 +136,8 @@ def transfer(
     job = TransferJob(
         store, subject.loaded, learned, measured, tower, steps, batch, lr, seed, resamples, progress
     )
-    out = Path(out) if out is not None else subject.results.with_name(f"transfer-{task}-{train}")
+    beside = subject.results.name.replace("evaluation", f"transfer-{task}-{train}")
+    out = Path(out) if out is not None else subject.results.with_name(beside)
     out.mkdir(parents=True, exist_ok=True)
     numbers = (learn_parts if task == "parts" else learn_labels)(job, out, left_out)
     metrics = {

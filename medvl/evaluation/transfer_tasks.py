@@ -92,7 +92,7 @@ class TransferJob:
             summed, voxels = np.zeros(0), 0.0
             for start in starts:
                 pair = input.apply(stored, start=start) if volume else input.apply(stored)
-                image, mask = (torch.from_numpy(array)[None].to(self.loaded.device) for array in pair)
+                image, mask = (torch.from_numpy(np.stack([array])).to(self.loaded.device) for array in pair)
                 with torch.inference_mode():
                     found = ask(image, mask)[0].double().cpu().numpy()
                 summed = found * mask.sum().item() + (summed if len(summed) else 0)

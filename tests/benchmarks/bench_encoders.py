@@ -10,10 +10,9 @@ the fused one against its even ones say how noisy the machine is.
 
 from __future__ import annotations
 
-import json
+import multiprocessing
 import os
 import statistics
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -59,8 +58,8 @@ def build(name: str):
     return tower.checkpoint_activations() if name.endswith("checkpointed") else tower
 
 
-def one(name: str, mode: str, rounds: int) -> None:
-    """Print what one process measures of one encoder."""
+def one(name: str, mode: str, rounds: int) -> dict:
+    """Return what this process measures of one encoder."""
     import torch
 
     tower = build(name).train(mode == "train")
@@ -78,18 +77,19 @@ def one(name: str, mode: str, rounds: int) -> None:
             with torch.no_grad():
                 found = tower(images, mask)
         seconds.append(time.thread_time() - start)
-    values = {
+    return {
         "ms": 1000 * statistics.median(seconds),
         "mib": held("VmHWM") - before,
         "parameters": sum(p.numel() for p in tower.parameters()) / 1e6,
         "grid": list(found.region_grid),
     }
-    print(json.dumps(values))
 
 
 def apart(name: str, mode: str, rounds: int) -> dict:
-    command = [sys.executable, "-m", "tests.benchmarks.bench_encoders", "--one", name, mode, str(rounds)]
-    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    """Measure in a process of its own, which starts as a copy of this one: its peak starts anew."""
+    fork = multiprocessing.get_context("fork")
+    with fork.Pool(1) as pool:
+        return pool.apply(one, (name, mode, rounds))
 
 
 def attention() -> None:
@@ -117,9 +117,11 @@ def attention() -> None:
 
 def main() -> None:
     """Print one line an encoder."""
-    if sys.argv[1:2] == ["--one"]:
-        one(sys.argv[2], sys.argv[3], int(sys.argv[4]))
-        return
+    import torch
+
+    import medvl.encoders.image  # noqa: F401 - once, and not in each process
+
+    torch.set_num_threads(1)
     wanted = sys.argv[1] if len(sys.argv) > 1 else ""
     print("| encoder | regions | M parameters | embed, CPU ms | MiB | step, CPU ms | MiB |")
     print("|---|---|---|---|---|---|---|")
