@@ -202,7 +202,15 @@ def _prepare(arguments: argparse.Namespace) -> int:
         from medvl.preprocess.pseudonyms import write_pairing
         from medvl.preprocess.sources.pairing import ROW_HEADER
 
-        paired = preview(arguments.source, arguments.out, modality=arguments.modality, tables=Tables(**given))
+        chosen = _pixels(arguments)
+        paired = preview(
+            arguments.source,
+            arguments.out,
+            modality=arguments.modality,
+            tables=Tables(**given),
+            masks=chosen.get("masks"),
+            structures=chosen.get("structures"),
+        )
         show(arguments, paired)
         if arguments.details:
             write_pairing(arguments.details, [ROW_HEADER, *paired.rows()])
