@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -101,10 +101,11 @@ def phantom(
     See :func:`medvl.phantoms.cxr.write_phantoms` and :func:`medvl.phantoms.ct.write_ct_phantoms`, whose
     ``size_px`` is taken where it is None.
     """
-    if _modality(modality) == "ct":
-        from medvl.phantoms.ct import write_ct_phantoms as write
-    else:
-        from medvl.phantoms.cxr import write_phantoms as write
+    from medvl.phantoms import write_ct_phantoms, write_phantoms
+
+    write: Callable[..., PhantomSummary] = (
+        write_ct_phantoms if _modality(modality) == "ct" else write_phantoms
+    )
     size = {} if size_px is None else {"size_px": size_px}
     return write(
         Path(out), n=n, seed=seed, level=level, unobservable=unobservable, workers=workers, progress=progress,
