@@ -5,10 +5,13 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from medvl.cli.basis import EXIT_SOME_FAILED, Parser, Verbs, key_bytes, key_values, progress, show, verb
 from medvl.notice import NOTICE
+
+if TYPE_CHECKING:
+    from medvl.store import Store
 
 
 def add_prepare(verbs: Verbs, modality: str) -> None:
@@ -162,6 +165,18 @@ def add_data(top: Verbs) -> None:
     reduce.add_argument("out", type=Path, nargs="?", help="the smaller store; without it, only look")
     reduce.add_argument("--distance", type=int, default=6, help="bits of 64 that count as similar (6)")
     reduce.add_argument("--within", choices=("patient", "store"), default="patient")
+    reduce.add_argument(
+        "--slices",
+        action="store_true",
+        help="of volumes: keep the slices that tell something new; OUT holds volumes of one slice",
+    )
+    reduce.add_argument(
+        "--method",
+        choices=("hash", "information"),
+        default="hash",
+        help="how a slice is told from its neighbours (hash)",
+    )
+    reduce.add_argument("--threshold", type=float, help="of the method; default: its own")
     reduce.add_argument("--details", type=Path, help="write what goes and what stays to this CSV file")
 
     export = verb(
@@ -293,10 +308,28 @@ def _reduce(arguments: argparse.Namespace) -> int:
     from medvl.store import Store
 
     store = Store(arguments.store)
+    if arguments.slices:
+        return _reduce_slices(arguments, store)
     with progress(arguments) as bar:
         reduction = reduce_pairs(store, distance=arguments.distance, within=arguments.within, progress=bar)
         if arguments.out:
             select(store, reduction.kept, arguments.out, progress=bar)
+    if arguments.details:
+        arguments.details.write_text(reduction.table(), "utf-8")
+    show(arguments, reduction)
+    return 0
+
+
+def _reduce_slices(arguments: argparse.Namespace, store: Store) -> int:
+    from medvl.preprocess.reduction_slices import reduce_store_slices
+    from medvl.preprocess.reduction_store import write_slices
+
+    with progress(arguments) as bar:
+        reduction = reduce_store_slices(
+            store, method=arguments.method, threshold=arguments.threshold, progress=bar
+        )
+        if arguments.out:
+            write_slices(store, reduction, arguments.out, progress=bar)
     if arguments.details:
         arguments.details.write_text(reduction.table(), "utf-8")
     show(arguments, reduction)
