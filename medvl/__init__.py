@@ -1,9 +1,9 @@
 """Medical vision-language models from a lab's own studies and reports.
 
 The verbs of the ``medvl`` command are functions here: ``medvl.prepare``, ``medvl.train``, ``medvl.evaluate``,
-``medvl.export``, ``medvl.index``, ``medvl.search``, ``medvl.load`` and ``medvl.phantom``; for report encoders
-``medvl.adapt_text`` and ``medvl.evaluate_text``. They are loaded when first used; ``import medvl`` imports
-nothing heavy.
+``medvl.transfer``, ``medvl.export``, ``medvl.index``, ``medvl.search``, ``medvl.load`` and ``medvl.phantom``;
+for report encoders ``medvl.adapt_text`` and ``medvl.evaluate_text``. They are loaded when first used;
+``import medvl`` imports nothing heavy.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from medvl.version import VERSION
 
 __version__ = VERSION
 
-_VERBS = ("erase", "evaluate", "export", "index", "load", "phantom", "prepare", "search", "train")
+_VERBS = ("erase", "evaluate", "export", "index", "load", "phantom", "prepare", "search", "train", "transfer")
 _TEXT_VERBS = ("adapt_text", "evaluate_text")
 
 __all__ = ["__version__", *_TEXT_VERBS, *_VERBS]

@@ -15,6 +15,7 @@ from medvl.progress import Progress
 if TYPE_CHECKING:
     from medvl.bundle import ExportSummary
     from medvl.evaluation.run import Evaluation
+    from medvl.evaluation.transfer import Transfer
     from medvl.images import Image
     from medvl.model import Model
     from medvl.modeldir import LoadedModel
@@ -40,6 +41,7 @@ __all__ = [
     "resolve_recipe",
     "search",
     "train",
+    "transfer",
 ]
 
 MODALITIES = {"cxr": "chest X-ray", "ct": "CT"}
@@ -250,6 +252,20 @@ def evaluate(
         Path(model), Path(data), Path(out) if out is not None else None,
         prompts=Path(prompts) if prompts is not None else None, progress=progress, **options,
     )  # fmt: skip
+
+
+def transfer(model: str | Path, data: str | Path, out: str | Path | None = None, **options: Any) -> Transfer:
+    """Teach a model's image encoder to outline parts or to tell findings; a table and JSON.
+
+    Args:
+        model: a run, a checkpoint or a bundle.
+        data: a record store with parts or labels.
+        out: folder of the results; see :func:`medvl.evaluation.transfer.transfer` if None.
+        options: of that function: ``task``, ``train``, ``start``, ``share``, ``steps``, …
+    """
+    from medvl.evaluation.transfer import transfer as run
+
+    return run(Path(model), Path(data), Path(out) if out is not None else None, **options)
 
 
 def _prompts_file(modality: str) -> Path:

@@ -133,7 +133,11 @@ def _histogram(values: Sequence[float], *, bins: int = 24) -> dict[str, Any] | N
     """Return bar heights in percent of the tallest, with the quartiles."""
     if not values:
         return None
-    counts, edges = np.histogram(np.asarray(values, float), bins=bins)
+    numbers = np.asarray(values, float)
+    low, high = numbers.min(), numbers.max()
+    if high - low <= 1e-6 * max(abs(low), abs(high)):  # too near each other for so many bins
+        low, high = low - 0.5, high + 0.5
+    counts, edges = np.histogram(numbers, bins=bins, range=(low, high))
     low, middle, high = np.percentile(values, (25, 50, 75))
     return {
         "bars": [

@@ -11,7 +11,7 @@ import pytest
 from medvl.notice import NOTICE
 from medvl.preprocess.checks import check_records, check_store
 from medvl.preprocess.chunks import Failure
-from medvl.preprocess.quality import render_quality
+from medvl.preprocess.quality import _histogram, render_quality
 from medvl.preprocess.reports import parse_report
 from medvl.records import Box, Record
 from medvl.specs import PixelSpec, ReportSpec, text_hash
@@ -240,3 +240,9 @@ def test_hostile_text_is_shown_and_not_obeyed(tmp_path):
 def test_an_empty_store_has_a_page(tmp_path):
     page = render(tmp_path, [])
     assert "No record." in page.text() and "No labels were given." in page.text()
+
+
+def test_numbers_that_are_nearly_equal_make_a_histogram():
+    """Between 3 and 3 + 1e-15 there are not as many numbers as edges."""
+    bars = _histogram([3.0, 3.0 + 1e-15, 3.0])["bars"]
+    assert sum(bar["count"] for bar in bars) == 3

@@ -50,6 +50,30 @@ def add_verbs(top: Verbs) -> None:
     evaluate.add_argument("--resamples", type=int, default=2000, help="bootstrap resamples (2000)")
     evaluate.add_argument("--seed", type=int, default=0)
 
+    transfer = verb(
+        top, "transfer", "another task for the image encoder: outline organs, tell findings", _transfer
+    )
+    transfer.add_argument("model", type=Path, help="a run or a bundle")
+    transfer.add_argument("data", type=Path, help="a record store with organ masks or labels")
+    transfer.add_argument(
+        "out", type=Path, nargs="?", help="folder of the results; default: beside the model"
+    )
+    transfer.add_argument(
+        "--task", choices=("parts", "labels"), default="parts", help="outline organs or tell findings (parts)"
+    )
+    transfer.add_argument(
+        "--train", choices=("frozen", "lora", "full"), default="frozen", help="what learns besides the head"
+    )
+    transfer.add_argument(
+        "--start", choices=("model", "random"), default="model", help="random is what to compare with"
+    )
+    transfer.add_argument("--share", type=float, default=1.0, help="of the training patients (1.0)")
+    transfer.add_argument("--split", choices=("val", "test"), default="test")
+    transfer.add_argument("--steps", type=int, default=300, help="of a head that is trained by steps (300)")
+    transfer.add_argument("--batch", type=int, default=4)
+    transfer.add_argument("--lr", type=float, default=2e-3)
+    transfer.add_argument("--seed", type=int, default=0)
+
     export = verb(top, "export", "run to bundle: weights, specs, ONNX, model card", _export)
     export.add_argument("run_dir", type=Path, metavar="RUN")
     export.add_argument("bundle", type=Path)
@@ -154,6 +178,17 @@ def _evaluate(arguments: argparse.Namespace) -> int:
             seed=arguments.seed,
             progress=bar,
         )
+    show(arguments, result)
+    return 0
+
+
+def _transfer(arguments: argparse.Namespace) -> int:
+    from medvl import verbs
+
+    names = ("task", "train", "start", "share", "split", "steps", "batch", "lr", "seed")
+    options = {name: getattr(arguments, name) for name in names}
+    with progress(arguments) as bar:
+        result = verbs.transfer(arguments.model, arguments.data, arguments.out, progress=bar, **options)
     show(arguments, result)
     return 0
 
