@@ -281,17 +281,20 @@ def export(run: str | Path, bundle: str | Path, *, onnx: bool = True) -> ExportS
     return write(Path(run), Path(bundle), onnx=onnx)
 
 
-def load(path: str | Path, *, modality: str = "cxr") -> Model:
+def load(path: str | Path, *, modality: str | None = None) -> Model:
     """Load a bundle, or the best checkpoint of a run, as a model that answers.
 
     Args:
         path: a bundle or a run.
-        modality: whose prompts name its findings.
+        modality: whose prompts name its findings; None is CT for a model of volumes, else chest X-ray.
     """
     from medvl.heads.zeroshot import read_prompts
     from medvl.model import Model
+    from medvl.specs import VolumeSpec
 
-    return Model(_loaded(Path(path)), prompts=read_prompts(_prompts_file(modality)))
+    loaded = _loaded(Path(path))
+    known = "ct" if isinstance(loaded.pixels, VolumeSpec) else "cxr"
+    return Model(loaded, prompts=read_prompts(_prompts_file(modality or known)))
 
 
 def _loaded(path: Path) -> LoadedModel:

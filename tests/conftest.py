@@ -67,7 +67,12 @@ def tiny_store(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("tiny")
     medvl.phantom(folder / "films", n=40, seed=5, size_px=128, workers=1)
     medvl.prepare(
-        folder / "films", folder / "store", pixels={"longest_px": 64}, split=(0.6, 0.2, 0.2), workers=1, key=b"k" * 32
+        folder / "films",
+        folder / "store",
+        pixels={"longest_px": 64},
+        split=(0.6, 0.2, 0.2),
+        workers=1,
+        key=b"k" * 32,
     )
     return folder / "store"
 

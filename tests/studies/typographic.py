@@ -91,7 +91,12 @@ def stores(out: Path, *, n: int, level: str, seed: int, share: float, height: fl
             write_attack(out / "films", out / mode, mode=mode, share=part, seed=seed, height=height)
     for name in ("films", "right", "wrong"):
         medvl.prepare(
-            out / name, out / f"store-{name}", pixels={"longest_px": 256}, split=(0.6, 0.1, 0.3), key=KEY, workers=1
+            out / name,
+            out / f"store-{name}",
+            pixels={"longest_px": 256},
+            split=(0.6, 0.1, 0.3),
+            key=KEY,
+            workers=1,
         )
     learnt = regions_of(Store(out / "store-right"), ("train", "val"), out / "regions-right.json")
     tested = regions_of(Store(out / "store-wrong"), ("test",), out / "regions-wrong.json")
