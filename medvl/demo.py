@@ -9,13 +9,34 @@ from pathlib import Path
 from typing import Any
 
 from medvl import verbs
+from medvl.errors import UsageError, nearest
 from medvl.notice import NOTICE
 from medvl.progress import Progress
 
 __all__ = ["DemoSummary", "demo"]
 
-STUDIES = 1200
-QUERY = "Large left pleural effusion."
+
+@dataclass(frozen=True)
+class Road:
+    """What a demo draws, prepares and asks.
+
+    Attributes:
+        studies: phantom studies.
+        folder: their name in the output.
+        pixels: values of the pixel spec.
+        query: what the index is asked.
+    """
+
+    studies: int
+    folder: str
+    pixels: dict[str, Any]
+    query: str
+
+
+ROADS = {
+    "cxr": Road(1200, "films", {"longest_px": 256}, "Large left pleural effusion."),
+    "ct": Road(240, "studies", {"spacing_mm": (4, 4, 5)}, "Large right pleural effusion."),
+}
 
 
 @dataclass(frozen=True)
@@ -25,18 +46,20 @@ class DemoSummary:
     Attributes:
         page: the evaluation: tables, gallery, heat maps.
         search_page: the answer to one question.
+        query: the question.
         seconds: wall time of each step of this call.
     """
 
     page: Path
     search_page: Path
     bundle: Path
+    query: str
     seconds: dict[str, float] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values."""
         paths = {name: str(getattr(self, name)) for name in ("page", "search_page", "bundle")}
-        return {**paths, "seconds": self.seconds}
+        return {**paths, "query": self.query, "seconds": self.seconds}
 
     def lines(self) -> list[str]:
         """Return the text of the command; the last line but one is the page to open."""
@@ -44,7 +67,7 @@ class DemoSummary:
         return [
             f"wall time: {steps}",
             f"a model to load from Python: {self.bundle}",
-            f"search for '{QUERY}': {self.search_page}",
+            f"search for '{self.query}': {self.search_page}",
             NOTICE,
             f"open this page: {self.page}",
         ]
@@ -62,14 +85,18 @@ def demo(
 
     Args:
         out: the folder that receives everything.
-        modality: ``"cxr"``.
-        n: phantom studies; 1,200 by default.
+        modality: ``"cxr"`` or ``"ct"``.
+        n: phantom studies; 1,200 films or 240 volumes by default.
         seed: of the phantoms and of the training.
         progress: called as the steps go by.
     """
+    if modality not in ROADS:
+        raise UsageError(f"unknown modality '{modality}'.", hint=nearest(modality, ROADS))
+    road = ROADS[modality]
     out = Path(out)
     seconds: dict[str, float] = {}
-    films, store, run, bundle, index = (out / name for name in ("films", "store", "run", "bundle", "index"))
+    names = (road.folder, "store", "run", "bundle", "index")
+    studies, store, run, bundle, index = (out / name for name in names)
 
     def timed(name: str, verb: Any, *arguments: Any, **options: Any) -> Any:
         started = time.monotonic()
@@ -77,15 +104,23 @@ def demo(
         seconds[name] = round(time.monotonic() - started, 1)
         return result
 
-    timed("phantoms", verbs.phantom, films, modality=modality, n=n or STUDIES, seed=seed, progress=progress)
+    timed(
+        "phantoms",
+        verbs.phantom,
+        studies,
+        modality=modality,
+        n=n or road.studies,
+        seed=seed,
+        progress=progress,
+    )
     # A phantom's pseudonyms protect nobody; a fixed key makes two demos equal to the byte.
     timed(
         "prepare",
         verbs.prepare,
-        films,
+        studies,
         store,
         modality=modality,
-        pixels={"longest_px": 256},
+        pixels=road.pixels,
         key=b"demo" * 8,
         progress=progress,
     )
@@ -104,8 +139,8 @@ def demo(
     timed("export", verbs.export, run, bundle, onnx=_has_onnx())
     timed("index", verbs.index, bundle, store, index, progress=progress)
     search_page = out / "search.html"
-    timed("search", verbs.search, index, text=QUERY, where="split = 'test'", k=12, html=search_page)
-    return DemoSummary(evaluation.page, search_page, bundle, seconds)
+    timed("search", verbs.search, index, text=road.query, where="split = 'test'", k=12, html=search_page)
+    return DemoSummary(evaluation.page, search_page, bundle, road.query, seconds)
 
 
 def _has_onnx() -> bool:
