@@ -174,8 +174,8 @@ def record_montage(record: Record, volume: Int16[np.ndarray, "x y z"], *, side_p
     """Return the picture of a stored volume: through its first box, or its middle, in a window that fits."""
     present = sorted(name for name, state in record.labels.items() if IS_PRESENT.get(state))
     at = None
-    if record.boxes and record.boxes[0].z0 is not None and record.boxes[0].z1 is not None:
-        box = record.boxes[0]
+    box = record.boxes[0] if record.boxes else None
+    if box is not None and box.z0 is not None and box.z1 is not None:
         at = ((box.x0 + box.x1) / 2, (box.y0 + box.y1) / 2, (box.z0 + box.z1) / 2)
         present = [box.label]
     spacing = record.spacing_mm or (1.0, 1.0, 1.0)

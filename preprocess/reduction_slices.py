@@ -190,8 +190,8 @@ def shared_information(
 
     Source: the uncertainty coefficient, Theil 1970, https://doi.org/10.1086/224909.
     """
-    joint = np.bincount(mine.astype(np.int64) * levels + other, minlength=levels**2)
-    joint = joint.reshape(levels, levels) / len(mine)
+    pairs = np.bincount(mine.astype(np.int64) * levels + other, minlength=levels**2)
+    joint = pairs.reshape(levels, levels) / len(mine)
     own, theirs, both = (_entropy(part) for part in (joint.sum(1), joint.sum(0), joint.ravel()))
     return 1.0 if own <= 0 else float(min(1.0, max(0.0, (own + theirs - both) / own)))
 
@@ -290,7 +290,7 @@ class SliceReduction:
         for record_id, each in sorted(self.volumes.items()):
             rows = [(place, "kept", "", "") for place in each.kept if place not in each.evidence]
             rows += [(place, "evidence", "", "") for place in each.evidence]
-            rows += [(like.slice, "dropped", like.kept, f"{like.measure:g}") for like in each.dropped]
+            rows += [(like.slice, "dropped", str(like.kept), f"{like.measure:g}") for like in each.dropped]
             writer.writerows((record_id, *row) for row in sorted(rows))
         return stream.getvalue()
 
