@@ -5,9 +5,9 @@ steps with the contrast of whole volumes alone, and with that of organs beside i
 (:mod:`medvl.objectives.organs`), with and without normal organs as positives of each other. What is there
 already is not measured again.
 
-A finding is scored by the similarity to prompts for it less that to prompts against it. A model of whole volumes
-is asked by its pooled vector, and by the mean of the regions of the finding's organ (an activation map); a
-model of organs also by the organ's query. A map scores each region in the same way, one at a time.
+A finding is scored by the similarity to prompts for it less that to prompts against it. A model of whole
+volumes is asked by its pooled vector, and by the mean of the regions of the finding's organ (an activation
+map); a model of organs also by the organ's query. A map scores each region in the same way, one at a time.
 """
 
 from __future__ import annotations
