@@ -311,6 +311,58 @@ def test_masks_that_nobody_asks_for_are_listed(tmp_path):
     assert reasons == ["mask_without_volume", "second_mask"]
 
 
+def own_masks(source: Path, mask_of: str, volume: str = "{}/ct.nii.gz") -> dict[str, dict[str, int]]:
+    """Write two patients whose files have equal names; return the parts that each of them gets."""
+    hu = axial_hu([100.0 + 4 * k for k in range(6)]).transpose(2, 1, 0)
+    names = {"patient1": "heart", "patient2": "aorta"}
+    for patient, structure in names.items():
+        write_nifti(source / volume.format(patient), hu, AFFINE)
+        mask = source / mask_of.format(patient)
+        if mask.suffix:
+            write_nifti(
+                mask, (label_map() == 9).astype(np.uint8) * (51 if structure == "heart" else 52), AFFINE
+            )
+        else:
+            binary(mask, structure, HEART)
+            binary(mask, "lung", LUNG)
+    jobs, _ = planned(source)
+    found = {}
+    for job in jobs:
+        patient = next(part for part in Path(job.path).parts if part in names)
+        found[patient] = {} if job.mask is None else shown(job).about["part_voxels"]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("mask", "volume"),
+    [
+        ("{}/ct_seg.nii.gz", "{}/ct.nii.gz"),
+        ("{}/masks/ct.nii.gz", "{}/ct.nii.gz"),
+        ("masks/{}/ct.nii.gz", "images/{}/ct.nii.gz"),
+        ("{}/segmentations", "{}/ct.nii.gz"),
+        ("{}/a/segmentations", "{}/a/ct.nii.gz"),
+        ("masks/{}/ct", "images/{}/ct.nii.gz"),
+    ],
+)
+def test_a_mask_of_another_patient_is_never_used(tmp_path, mask, volume):
+    found = own_masks(tmp_path, mask, volume)
+    lungs = {} if ".nii" in mask else {"lungs": 225}
+    assert found == {"patient1": lungs | {"heart": 60}, "patient2": lungs | {"vessels": 60}}
+
+
+def test_a_mask_whose_name_several_volumes_have_is_left_out(tmp_path):
+    assert own_masks(tmp_path, "masks/ct.nii.gz") == {"patient1": {}, "patient2": {}}
+
+
+def test_the_name_of_a_slice_names_no_mask(tmp_path):
+    for study in (1, 2):
+        first = sorted(write_series(tmp_path / f"dicom/{study}", study=study, series=1))[0]
+    write_nifti(tmp_path / f"masks/{first.stem}.nii.gz", label_map(), AFFINE)
+    jobs, paired = planned(tmp_path)
+    assert [job.mask for job in jobs] == [None, None]
+    assert [entry.reason for entry in paired.unpaired if "mask" in entry.reason] == ["mask_without_volume"]
+
+
 def test_bad_names_of_numbers_are_refused(tmp_path):
     write_series(tmp_path / "dicom", study=1, series=1)
     write_nifti(tmp_path / "masks/x.nii.gz", label_map(), AFFINE)

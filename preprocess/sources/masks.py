@@ -39,51 +39,109 @@ _NAMES = ("structure", "name", "labelname", "organ", "region", "classname", "lab
 _MOST_BYTES = 2**20
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where a mask counts.
+
+    Attributes:
+        within: the folder below which its volume lies; "" for any.
+        under: folders between it, or the folder of masks, and the mask; volumes may lie in folders alike.
+    """
+
+    within: str = ""
+    under: str = ""
+
+    def mirrors(self, folder: str) -> bool:
+        """Whether a volume of this folder lies just as the mask does."""
+        return folder == self.within or bool(self.under and f"{folder}/".endswith(f"/{self.under}/"))
+
+    def holds(self, folder: str) -> bool:
+        """Whether a folder is ``within`` or lies below it."""
+        return not self.within or f"{folder}/".startswith(f"{self.within}/")
+
+
+_ANYWHERE = Place()
+
+
 @dataclass
 class Masks:
     """The masks of a source under the keys of their volumes.
 
     Attributes:
-        keyed: SeriesInstanceUID, StudyInstanceUID or stem of a volume → mask.
+        keyed: SeriesInstanceUID, StudyInstanceUID or stem of a volume → where its masks count → mask. Each
+            patient's folder may hold a ``ct.nii.gz`` and a ``ct_seg.nii.gz``, so a stem alone is no key.
         beside: folder → mask of the only volume in it.
         taken: files that are masks or name their structures, and so neither images nor tables.
         notes: structures that are not known, numbers that were guessed.
     """
 
-    keyed: dict[str, Mask] = field(default_factory=dict)
+    keyed: dict[str, dict[Place, Mask]] = field(default_factory=dict)
     beside: dict[str, Mask] = field(default_factory=dict)
     taken: set[Path] = field(default_factory=set)
     unpaired: list[Unpaired] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     used: set[Path] = field(default_factory=set)
 
-    def add(self, keys: Iterable[str], mask: Mask, *, beside: str | None = None) -> None:
-        """Take a mask under its keys, unless another one has any of them."""
+    def add(
+        self, keys: Iterable[str], mask: Mask, *, place: Place = _ANYWHERE, beside: str | None = None
+    ) -> None:
+        """Take a mask under its keys, unless another one of that place has any of them."""
         keys = [key for key in keys if key]
-        if any(key in self.keyed for key in keys):
+        if any(place in self.keyed.get(key, {}) for key in keys):
             self.unpaired.append(Unpaired("second_mask", file_token(mask.path), path=mask.path))
             return
-        self.keyed |= dict.fromkeys(keys, mask)
+        for key in keys:
+            self.keyed.setdefault(key, {})[place] = mask
         if beside is not None:
             self.beside[beside] = mask
 
-    def find(self, keys: Iterable[str], *, folder: str | None = None) -> Mask | None:
-        """Return the mask of a volume.
+    def find(
+        self,
+        uids: Sequence[str],
+        stem: str,
+        *,
+        folder: str,
+        namesakes: Sequence[str] = (),
+        alone: bool = False,
+    ) -> Mask | None:
+        """Return the mask of a volume: by its series, its name, its study, or as the only one in a folder.
 
         Args:
-            keys: of the volume, the surest first.
-            folder: in which it is the only volume.
+            uids: of series and study, or other names that no other volume has by chance.
+            stem: its file's name.
+            folder: of its file.
+            namesakes: folders of the other volumes with that stem.
+            alone: whether it is the only volume of its folder that has a name of its own.
         """
-        found = next((self.keyed[key] for key in keys if key in self.keyed), None)
-        found = found or (self.beside.get(folder) if folder is not None else None)
+        series, *others = uids
+        found = self._nearest(series, folder)
+        found = found or self._nearest(stem, folder, namesakes)
+        found = found or next((mask for key in others if (mask := self._nearest(key, folder))), None)
+        found = found or (self.beside.get(folder) if alone else None)
         if found is not None:
             self.used.add(found.path)
         return found
 
+    def _nearest(self, key: str, folder: str, namesakes: Sequence[str] = ()) -> Mask | None:
+        """Return the mask under a key that lies nearest; None rather than that of another volume."""
+        places = [place for place in self.keyed.get(key, {}) if place.holds(folder)]
+        places = [
+            place
+            for place in places
+            if place.mirrors(folder) or not any(place.holds(other) for other in namesakes)
+        ]
+        mirrored = [place for place in places if place.mirrors(folder)]
+        nearest = max(mirrored or places, key=lambda place: len(place.within), default=None)
+        return None if nearest is None else self.keyed[key][nearest]
+
     def unused(self) -> list[Unpaired]:
         """Return an entry for each mask that no volume asked for."""
-        paths = {mask.path for mask in (*self.keyed.values(), *self.beside.values())} - self.used
+        paths = {mask.path for mask in self.every()} - self.used
         return [Unpaired("mask_without_volume", file_token(path), path=path) for path in sorted(paths)]
+
+    def every(self) -> list[Mask]:
+        """Return all masks, some of them more than once."""
+        return [*(mask for places in self.keyed.values() for mask in places.values()), *self.beside.values()]
 
 
 def find_masks(
@@ -132,6 +190,7 @@ def find_masks(
             masks.add(
                 dict.fromkeys((own.name, _base(own.name))),
                 Mask(where, "folder", parts),
+                place=_place_of(own, group[0], folder, levels=1 + generic),
                 beside=own.as_posix() if generic else None,
             )
             masks.taken.update(file.path for file in group)
@@ -146,6 +205,7 @@ def find_masks(
             masks.add(
                 dict.fromkeys((stem, base) if whole else (base,)),
                 Mask(file.path, "labels", _structures(numbered or TOTAL, structures)),
+                place=_place(file, folder) if whole else Place(where.as_posix()),
             )
             masks.taken.add(file.path)
     for file, said in segmentations:
@@ -154,8 +214,8 @@ def find_masks(
             masks.add((series,), mask)
         masks.taken.add(file.path)
     masks.taken |= names.used
-    every = (*masks.keyed.values(), *masks.beside.values())
-    masks.notes += structures.unknown(sorted({one.name for mask in every for one in mask.structures}))
+    known = {one.name for mask in masks.every() for one in mask.structures}
+    masks.notes += structures.unknown(sorted(known))
     if unnamed:
         masks.notes.append(
             f"{unnamed} label maps come without names of their numbers: they were read as those of "
@@ -176,6 +236,27 @@ def _among_masks(file: SourceFile, folder: Path | None) -> bool:
     if folder is not None and file.path.resolve().is_relative_to(folder.resolve()):
         return True
     return any(part.casefold() in FOLDERS for part in file.relative.split("/")[:-1])
+
+
+def _place(file: SourceFile, folder: Path | None) -> Place:
+    """Return where a file counts that lies in the given folder of masks, or in one called so."""
+    if folder is not None and file.path.resolve().is_relative_to(folder.resolve()):
+        return Place(under=_posix(file.path.resolve().parent.relative_to(folder.resolve())))
+    above = file.relative.split("/")[:-1]
+    first = next(at for at, part in enumerate(above) if part.casefold() in FOLDERS)
+    return Place(file.path.parents[len(above) - first].as_posix(), "/".join(above[first + 1 :]))
+
+
+def _place_of(own: Path, file: SourceFile, folder: Path | None, *, levels: int) -> Place:
+    """Return where a folder of binary maps counts; it lies ``levels`` folders below what encloses it."""
+    place = _place(file, folder) if _among_masks(file, folder) else None
+    if place is None or own.as_posix() == place.within:
+        return Place(own.parent.as_posix())
+    return Place(place.within, "/".join(place.under.split("/")[:-levels]))
+
+
+def _posix(path: Path) -> str:
+    return "" if path == Path() else path.as_posix()
 
 
 def _stem(path: Path) -> str:

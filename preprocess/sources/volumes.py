@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -79,11 +79,25 @@ def _judged(series: Series, first: FoundImage) -> Series:
 def with_masks(items: Sequence[Item], masks: Masks) -> list[Item]:
     """Give each volume its mask: by series, by name, by study, or as the only volume beside it."""
     beside = Counter(item.path.parent for item in items if item.series is None)
+    folders: dict[str, list[str]] = defaultdict(list)
+    for item in items:
+        folders[_stem(item)].append(item.path.parent.as_posix())
     found = []
     for item in items:
-        folder, stem = item.path.parent, path_parts(item.path.name)[0]
+        stem, folder = _stem(item), item.path.parent.as_posix()
         series = item.series.slices[0].series_uid if item.series else ""
-        alone = item.series is None and beside[folder] == 1
-        mask = masks.find((series, stem, item.study), folder=folder.as_posix() if alone else None)
+        mask = masks.find(
+            (series, item.study),
+            stem,
+            folder=folder,
+            namesakes=[other for other in folders[stem] if other != folder],
+            alone=item.series is None and beside[item.path.parent] == 1,
+        )
         found.append(replace(item, mask=mask))
     return found
+
+
+def _stem(item: Item) -> str:
+    """Return the name of a volume that is one file; ``1.dcm`` is the first slice of many a series."""
+    alone = item.series is None or len(item.series.paths) == 1
+    return path_parts(item.path.name)[0] if alone else ""
