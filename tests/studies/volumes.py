@@ -1,6 +1,6 @@
 """What organs, their masks and equal normal statements do for CT, on drawn volumes of thorax and abdomen.
 
-``python -m tests.studies.volumes OUT --page docs/ct-organs.md`` trains small towers on the same volumes and
+``python -m tests.studies.volumes OUT --page docs/ct.md`` trains small towers on the same volumes and
 steps with the contrast of whole volumes alone, and with that of organs beside it
 (:mod:`medvl.objectives.organs`), with and without normal organs as positives of each other. What is there
 already is not measured again.
