@@ -37,6 +37,8 @@ class Batch:
             None where every row has its own. Rows 2i and 2i + 1 are the two views of study i where the
             objective asks for two.
         sentence_parts: anatomical part that the k-th sentence speaks of, 0 for none; column k − 1.
+        sentence_states: 1 where the k-th sentence says that all is normal, −1 where it says that something
+            is not, 0 where it says neither; None where nobody read them for it.
         bank: unit vector of the row's report from a frozen text encoder, for positives by meaning.
         voxel_parts: number of the anatomical part that each voxel lies in, 0 for none; None without a
             segmentation.
@@ -51,6 +53,7 @@ class Batch:
     labels: Float[Tensor, "batch labels"]
     image_present: Bool[Tensor, " batch"] | None = None
     sentence_parts: Int[Tensor, "batch sentences"] | None = None
+    sentence_states: Int[Tensor, "batch sentences"] | None = None
     bank: Float[Tensor, "batch bank"] | None = None
     voxel_parts: UInt8[Tensor, " batch *spatial"] | None = None
 
@@ -94,6 +97,7 @@ class TextFeatures:
         sentence_keys: equal where two sentences say the same words; without it no objective can
             tell that another report says the same sentence.
         sentence_parts: see :class:`Batch`; None where sentences were not assigned.
+        sentence_states: see :class:`Batch`.
         findings: the ``labels`` of :class:`Batch`.
         attributes: one vector a finding, of its name in words; the same on every rank.
     """
@@ -106,6 +110,7 @@ class TextFeatures:
     word_weights: Float[Tensor, "batch words"] | None = None
     sentence_keys: Int[Tensor, "batch sentences"] | None = None
     sentence_parts: Int[Tensor, "batch sentences"] | None = None
+    sentence_states: Int[Tensor, "batch sentences"] | None = None
     findings: Float[Tensor, "batch labels"] | None = None
     attributes: Float[Tensor, "labels width"] | None = None
 

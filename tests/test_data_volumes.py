@@ -13,6 +13,7 @@ from medvl.anatomy import sentence_parts
 from medvl.data import Augment, BatchOrder, BatchStream, PairDataset, VolumeAugment
 from medvl.data.augment import draw
 from medvl.errors import ConfigError
+from medvl.preprocess.reports.organs import state_numbers
 from medvl.specs import InputSpec, VolumeInput
 from medvl.store import Store
 
@@ -103,6 +104,16 @@ def test_parts_are_cropped_and_padded_with_the_image(store, cache_mb):
         assert not batch.voxel_parts[row][~batch.image_mask[row]].any()
     assert set(np.unique(batch.sentence_parts)) <= {0, LUNGS, LIVER}
     assert {LUNGS, LIVER} <= set(np.unique(batch.sentence_parts))
+    assert batch.sentence_states is None
+
+
+def test_what_each_sentence_says_stands_beside_its_part(store):
+    """The tiny reports speak of the lungs, then of the liver: "A nodule …" or "The lungs are clear."."""
+    pairs = PairDataset(store, "train", input=FIT, parts=parts, states=state_numbers)
+    batch = pairs.batch([(0, row) for row in range(len(pairs))], encode=encode)
+    told = [[-1 if text.startswith("A ") else 1 for text in record.retrieval] for record in pairs.records]
+    assert batch.sentence_states.tolist() == told and {-1, 1} == set(np.unique(told))
+    assert batch.sentence_states.shape == batch.sentence_parts.shape
 
 
 def test_nobody_asks_for_parts(store):

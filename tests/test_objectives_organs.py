@@ -241,6 +241,42 @@ def test_which_parts_are_normal():
         normal_parts(findings, torch.tensor([1, 2]), parts=3)
 
 
+def test_what_reports_say_completes_what_labels_know():
+    """Part 1 is absent by its label, part 2 present, part 3 has none; rows: said normal, not, neither."""
+    findings = torch.tensor([[0.0, 1.0]]).expand(3, 2)
+    states = torch.tensor([[1, 1, 1], [-1, -1, -1], [0, 0, 0]])
+    found = normal_parts(findings, torch.tensor([1, 2]), parts=3, states=states).int().tolist()
+    assert found == [[1, 0, 1], [0, 0, 0], [1, 0, 0]]
+    alone = normal_parts(findings[:, :0], torch.empty(0, dtype=torch.long), parts=3, states=states)
+    assert torch.equal(alone, states > 0)
+
+
+def test_one_abnormal_sentence_decides_for_its_part():
+    """Parts 1, 1, 2, 3, 0: normal, not normal, normal, neither, normal; the last sentence is padding."""
+    text = features(1, sentences=6)[1]
+    mask = torch.tensor([[True] * 5 + [False]])
+    parts, states = torch.tensor([[1, 1, 2, 3, 0, 4]]), torch.tensor([[1, -1, 1, 0, 1, 1]])
+    text = replace(text, sentence_mask=mask, sentence_parts=parts, sentence_states=states)
+    assert text_parts(text, parts=4).states.tolist() == [[-1, 1, 0, 0]]
+    assert text_parts(replace(text, sentence_states=None), parts=4).states is None
+
+
+def test_statements_make_normal_cases_positives_of_each_other():
+    """Three reports speak of one part in other words, two call it normal, no label knows it: what a label
+    that makes the same two normal gives.
+    """
+    image, text = features(3, sentences=1)
+    one = torch.ones(3, 1, dtype=torch.long)
+    keys = torch.arange(3)[:, None]
+    text = replace(text, sentence_mask=one > 0, sentence_parts=one, sentence_keys=keys, attributes=None)
+    labelled = replace(text, findings=torch.tensor([[0.0], [0.0], [1.0]]))
+    told = replace(text, findings=None, sentence_states=torch.tensor([[1], [1], [-1]]))
+    by_label = build("organs", parts=1, finding_parts=[1])(image, labelled, torch.eye(3)).terms["organs"]
+    by_text = build("organs", parts=1)(image, told, torch.eye(3)).terms["organs"]
+    by_none = build("organs", parts=1)(image, replace(told, sentence_states=None), torch.eye(3))
+    assert by_label == by_text != by_none.terms["organs"]
+
+
 def test_a_segmentation_keeps_the_query_inside_the_part():
     pool = OrganPool(parts=2, dim=DIM).double()
     regions = torch.randn(1, 6, DIM, dtype=D)

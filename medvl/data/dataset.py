@@ -15,7 +15,7 @@ from jaxtyping import Int
 from torch.utils.data import Dataset
 
 from medvl.data.augment import Augment, VolumeAugment, draw
-from medvl.data.draft import Draft, Embed, Encode, Key, Pair, Parts
+from medvl.data.draft import Draft, Embed, Encode, Key, OfSentences, Pair
 from medvl.data.pictures import Films, Pictures, Pixels
 from medvl.data.views import Look, two_images, two_texts
 from medvl.data.volumes import Volumes
@@ -64,6 +64,7 @@ class PairDataset(Dataset[Pair]):
         views: images and texts of each study in a batch, 1 or 2.
         parts: fills ``sentence_parts`` of a batch, and ``voxel_parts`` where records have them; None leaves
             both out.
+        states: fills ``sentence_states`` of a batch; None leaves it out.
         bank: fills ``bank`` of a batch; called once, with all reports of the split. None leaves it out.
 
     Raises:
@@ -86,7 +87,8 @@ class PairDataset(Dataset[Pair]):
         split_seed: int | None = None,
         cache_mb: int = 2048,
         views: int = 1,
-        parts: Parts | None = None,
+        parts: OfSentences | None = None,
+        states: OfSentences | None = None,
         bank: Embed | None = None,
     ) -> None:
         if split not in SPLITS:
@@ -94,7 +96,7 @@ class PairDataset(Dataset[Pair]):
         if views not in (1, 2):
             raise UsageError(f"a batch cannot have {views} views of a study.", hint="Allowed: 1, 2.")
         self.store, self.split, self.input, self.view = store, split, input, view
-        self.views, self.parts = views, parts
+        self.views, self.parts, self.states = views, parts, states
         self.order, self.most, self.seed = order, most, seed
         chosen = [
             record
@@ -208,21 +210,10 @@ class PairDataset(Dataset[Pair]):
             self.report[read],
             self.labels[shown],
             image_present=np.array([look.own for look in looks]) if self.views == 2 else None,
-            sentence_parts=self._sentence_parts(texts, token_mask),
+            sentence_parts=_of_sentences(self.parts, texts, token_mask),
+            sentence_states=_of_sentences(self.states, texts, token_mask),
             bank=None if self.bank is None else self.bank[read],
         )
-
-    def _sentence_parts(
-        self, texts: Sequence[Sequence[str]], token_mask: Int[np.ndarray, "batch tokens"]
-    ) -> Int[np.ndarray, "batch sentences"] | None:
-        if self.parts is None:
-            return None
-        # As many columns as a text encoder has sentences: what the tokenizer cut off is not there.
-        found = np.zeros((len(texts), max(1, int(token_mask.max(initial=0)))), np.int64)
-        for row, text in zip(found, texts, strict=True):
-            kept = text[: len(row)]
-            row[: len(kept)] = self.parts(kept)
-        return found
 
     def batch(self, keys: Sequence[Key], *, encode: Encode) -> Batch:
         """Return the batch of ``keys``, augmented together; ``encode`` turns their sentences into tokens."""
@@ -265,6 +256,19 @@ class PairDataset(Dataset[Pair]):
     def _stream(self, what: str, look: Look, row: int) -> np.random.Generator:
         view = (look.view,) if look.view else ()
         return draw(self.seed, what, look.epoch, self.records[row].record_id, *view)
+
+
+def _of_sentences(
+    read: OfSentences | None, texts: Sequence[Sequence[str]], token_mask: Int[np.ndarray, "batch tokens"]
+) -> Int[np.ndarray, "batch sentences"] | None:
+    if read is None:
+        return None
+    # As many columns as a text encoder has sentences: what the tokenizer cut off is not there.
+    found = np.zeros((len(texts), max(1, int(token_mask.max(initial=0)))), np.int64)
+    for row, text in zip(found, texts, strict=True):
+        kept = text[: len(row)]
+        row[: len(kept)] = read(kept)
+    return found
 
 
 def _pictures(

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 from medvl.data.pictures import Pixels
 from medvl.features import Batch
 
-__all__ = ["Draft", "Embed", "Encode", "Key", "Pair", "Parts"]
+__all__ = ["Draft", "Embed", "Encode", "Key", "OfSentences", "Pair"]
 
 Key = tuple[int, int]
 """Epoch and item: all that decides what a training sample looks like, besides the seed. An item is a record,
@@ -24,8 +24,8 @@ Encode = Callable[
 ]
 """Lists of sentences to token ids and token mask (see :class:`medvl.features.Batch`)."""
 
-Parts = Callable[[Sequence[str]], Int[np.ndarray, " sentences"]]
-"""Sentences to the anatomical part that each speaks of, 0 for none."""
+OfSentences = Callable[[Sequence[str]], Int[np.ndarray, " sentences"]]
+"""The sentences of a report to a number each: its anatomical part, or what it says of it."""
 
 Embed = Callable[[Sequence[Sequence[str]]], Float[np.ndarray, "reports width"]]
 """Lists of sentences to one unit vector each, of a frozen text encoder."""
@@ -49,7 +49,7 @@ class Draft:
     """A batch but for its pictures, as NumPy arrays: the little that a worker process sends.
 
     Attributes:
-        tokens, token_mask, study, report, labels, image_present, sentence_parts, bank: as in
+        tokens, token_mask, study, report, labels, image_present, sentence_parts, sentence_states, bank: as in
             :class:`medvl.features.Batch`.
     """
 
@@ -60,6 +60,7 @@ class Draft:
     labels: Float[np.ndarray, "batch labels"]
     image_present: Bool[np.ndarray, " batch"] | None = None
     sentence_parts: Int[np.ndarray, "batch sentences"] | None = None
+    sentence_states: Int[np.ndarray, "batch sentences"] | None = None
     bank: Float[np.ndarray, "batch bank"] | None = None
 
     def finish(self, pixels: Pixels) -> Batch:

@@ -189,9 +189,10 @@ class OrganContrast(nn.Module):
                 )
             inside = inside & image_features.region_parts
         texts = text_parts(text_features, parts=self.parts)
-        normal = torch.zeros_like(texts.said)
-        if text_features.findings is not None:
-            normal = normal_parts(text_features.findings, self.finding_parts, parts=self.parts)
+        findings, known = text_features.findings, self.finding_parts
+        if findings is None:
+            findings, known = image_features.pooled.new_zeros(len(texts.said), 0), known[:0]
+        normal = normal_parts(findings, known, parts=self.parts, states=texts.states)
         return organ_loss(
             self.pool(image_features.regions, inside),
             texts.vectors,
@@ -223,8 +224,9 @@ class Organs(AlignmentObjective):
         organ_temperature: initial τ of the organs, learned within [0.002, 0.5].
         parts: parts of the body: 7 for chest radiographs, 18 for CT (``medvl.anatomy.PARTS``).
         heads: of the attention of a part's query.
-        finding_parts: part of each label column, 0 for none; a training run fills it. Without it no part
-            counts as normal, and only equal sentences and the batch's positives make two cases equal.
+        finding_parts: part of each label column, 0 for none; a training run fills it. Without it, and without
+            ``sentence_states``, no part counts as normal, and only equal sentences and the batch's positives
+            make two cases equal.
         false_negatives: what becomes of other reports that are right answers, in both contrasts.
 
     Raises:

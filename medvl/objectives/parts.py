@@ -81,11 +81,14 @@ class TextParts:
         vectors: the mean of the unit vectors of its sentences about the part.
         said: True where it has such a sentence.
         keys: equal where two reports say the same sentences of the part, in whatever order.
+        states: −1 where a sentence says that something of the part is not normal, 1 where one says that all
+            is and none otherwise, 0 where none says either; None where nobody read them for it.
     """
 
     vectors: Float[Tensor, "batch parts dim"]
     said: Bool[Tensor, "batch parts"]
     keys: Int[Tensor, "batch parts"]
+    states: Int[Tensor, "batch parts"] | None = None
 
 
 def text_parts(text_features: TextFeatures, *, parts: int) -> TextParts:
@@ -124,18 +127,31 @@ def text_parts(text_features: TextFeatures, *, parts: int) -> TextParts:
         mixed = (keys + 1) * 0x2545F4914F6CDD1D
         mixed = (mixed ^ (mixed >> 29)) * 0x3C79AC492BA7B653
         sums = (member * (mixed ^ (mixed >> 32))[..., None]).sum(dim=1)
-    return TextParts(summed / member.sum(dim=1)[..., None].clamp_min(1), member.any(dim=1), sums)
+    states = text_features.sentence_states
+    if states is not None:
+        told = member * states[..., None]
+        abnormal, normal = (told < 0).any(dim=1), (told > 0).any(dim=1)
+        states = torch.where(abnormal, -1, normal.long())
+    return TextParts(summed / member.sum(dim=1)[..., None].clamp_min(1), member.any(dim=1), sums, states)
 
 
 def normal_parts(
-    findings: Float[Tensor, "batch labels"], finding_parts: Int[Tensor, " parted"], *, parts: int
+    findings: Float[Tensor, "batch labels"],
+    finding_parts: Int[Tensor, " parted"],
+    *,
+    parts: int,
+    states: Int[Tensor, "batch parts"] | None = None,
 ) -> Bool[Tensor, "batch parts"]:
-    """Return the parts of which some finding is known and every known one is absent.
+    """Return the parts that a label or the report calls normal, and neither calls anything else.
+
+    A label calls a part normal where it says that a finding of the part is absent. Labels know few parts of
+    CT, and few findings of a part; reports go through all of them.
 
     Args:
         findings: 1 present, 0 absent, NaN unknown.
-        finding_parts: part of each finding, 0 for none; empty where nobody knows, and then no part is normal.
+        finding_parts: part of each finding, 0 for none; empty where nobody knows: labels then say nothing.
         parts: how many.
+        states: what reports say, see :class:`TextParts`.
 
     Raises:
         ConfigError: ``finding_parts`` is for another number of findings.
@@ -144,9 +160,14 @@ def normal_parts(
         >>> findings = torch.tensor([[0.0, float("nan"), 1.0]])
         >>> normal_parts(findings, torch.tensor([1, 2, 3]), parts=3).tolist()
         [[True, False, False]]
+        >>> said = torch.tensor([[-1, 1, 1]])
+        >>> normal_parts(findings, torch.tensor([1, 2, 3]), parts=3, states=said).tolist()
+        [[False, True, False]]
     """
+    if states is None:
+        states = torch.zeros(len(findings), parts, dtype=torch.long, device=findings.device)
     if len(finding_parts) == 0:
-        return torch.zeros(len(findings), parts, dtype=torch.bool, device=findings.device)
+        return states > 0
     if findings.shape[1] != len(finding_parts):
         raise ConfigError(
             f"finding_parts is for {len(finding_parts)} findings, the batch has {findings.shape[1]}.",
@@ -155,4 +176,4 @@ def normal_parts(
     of_part = (finding_parts[:, None] == torch.arange(1, parts + 1, device=findings.device)).float()
     known = (~findings.isnan()).float() @ of_part
     there = (findings.nan_to_num(0.0) > 0).float() @ of_part
-    return (known > 0) & (there == 0)
+    return ((known > 0) | (states > 0)) & (there == 0) & (states >= 0)

@@ -154,12 +154,16 @@ class AlignmentModule(LightningModule):
         )
         text = self._model.project_text(batch.tokens, batch.token_mask, parts=self.parts)
         sentences = text.sentences.shape[1]
-        parts = batch.sentence_parts
+        # A long report loses its last sentences to the tokeniser, and a column may be empty.
+        parts, states = (
+            None if numbers is None else lengthen(numbers[:, :sentences], sentences)
+            for numbers in (batch.sentence_parts, batch.sentence_states)
+        )
         text = replace(
             text,
             sentence_keys=sentence_keys(batch.tokens, batch.token_mask, sentences=sentences),
-            # A long report loses its last sentences to the tokeniser, and a column may be empty.
-            sentence_parts=None if parts is None else lengthen(parts[:, :sentences], sentences),
+            sentence_parts=parts,
+            sentence_states=states,
             findings=batch.labels,
         )
         return replace(image, present=batch.image_present), text

@@ -143,6 +143,10 @@ def _extras(aim: Any, recipe: Recipe) -> dict[str, Any]:
         from medvl.anatomy import sentence_parts
 
         extras["parts"] = functools.partial(sentence_parts, modality=recipe.modality)
+        if isinstance(recipe.input, VolumeInput):  # labels of CT leave most parts of the abdomen out
+            from medvl.preprocess.reports.organs import state_numbers
+
+            extras["states"] = state_numbers
     if recipe.objective.positives == "bank":
         from medvl.training.bank import bank_vectors
 

@@ -14,6 +14,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+from jaxtyping import Int64
+
 from medvl.anatomy import FINDING_PARTS, PARTS, Named, named_parts, report_parts
 from medvl.config import read_config
 from medvl.preprocess.reports.findings import describes_image, sentence_states
@@ -30,6 +33,7 @@ __all__ = [
     "propose_parts",
     "said_by_sentence",
     "sentence_state",
+    "state_numbers",
 ]
 
 SaidState = Literal["normal", "abnormal", "nothing"]
@@ -44,6 +48,7 @@ PART_PROMPT = (
 """Asks a model for the part of a sentence that names none."""
 
 _REMEMBERED = 1 << 15
+_HEADING = re.compile(r"[a-z][a-z ,/&-]{2,60}: ")
 
 
 def _patterns() -> dict[str, re.Pattern[str]]:
@@ -186,6 +191,11 @@ def sentence_state(text: str) -> SaidState:
         ('abnormal', 'abnormal')
     """
     text = " ".join(text.casefold().split()).strip(" .\"'“”")
+    headed = _HEADING.match(text)
+    if headed is not None:  # "Lines and tubes: No catheter." tells of none
+        told = sentence_state(text[headed.end() :])
+        if told != "nothing":
+            return told
     if any(state != "absent" for state in sentence_states(text, vocabulary="ct").values()):
         return "abnormal"
     states = {
@@ -198,6 +208,17 @@ def sentence_state(text: str) -> SaidState:
         ("neither", "abnormal"),
     )
     return next((state for name, state in ranked if name in states), "nothing")
+
+
+def state_numbers(sentences: Sequence[str]) -> Int64[np.ndarray, " sentences"]:
+    """Return 1 for each sentence that says that all is normal, −1 if something is not, 0 if neither.
+
+    Examples:
+        >>> state_numbers(["No focal lesion.", "Stable cyst.", "Limited by motion."]).tolist()
+        [1, -1, 0]
+    """
+    numbers = {"normal": 1, "abnormal": -1, "nothing": 0}
+    return np.array([numbers[sentence_state(text)] for text in sentences], np.int64)
 
 
 def _clause_state(clause: str) -> str:
