@@ -43,7 +43,7 @@ class SliceAttention(nn.Module):
         self, slices: Float[Tensor, "batch slices width"], seen: Bool[Tensor, "batch slices"]
     ) -> tuple[Float[Tensor, "batch width"], Float[Tensor, "batch slices"]]:
         """Return the pooled vectors and the mean of the heads' weights; unseen slices have none."""
-        positions = self.positions
+        positions: Tensor = self.positions
         if positions.shape[2] != slices.shape[1]:
             positions = F.interpolate(positions, slices.shape[1], mode="linear", align_corners=False)
         keys = self.before(slices + positions.transpose(1, 2)).unflatten(2, (self.heads, -1))
@@ -95,7 +95,7 @@ class SliceTower(ImageTower):
                 f"the images have {depth} slices; allowed are multiples of pool_z, {self.pool_z}.",
                 hint="Change size_px of the input spec.",
             )
-        found, shape = self._each(images, image_mask), (len(images), depth)
+        found, shape = self._each(images, image_mask), (images.shape[0], depth)
         inside = found.region_mask.unflatten(0, shape)
         pooled, weights = self.pooler(found.pooled.unflatten(0, shape), inside.any(dim=2))
         with torch.no_grad():
@@ -119,7 +119,8 @@ class SliceTower(ImageTower):
     def _each(self, images: Tensor, image_mask: Tensor) -> ImageFeatures:
         """Return the features of all slices of all volumes, as one batch of pictures.
 
-        In training they go through the encoder at once, so that its batch statistics are those of all.
+        In training they go through the encoder at once, so that its batch statistics are those of all; in an
+        exported graph too, since the number of pieces would be that of the batch it was traced with.
         """
         pictures = images.permute(0, 4, 1, 3, 2).flip(-1, -2)
         masks = image_mask.permute(0, 3, 2, 1).flip(-1, -2).flatten(0, 1)
@@ -129,10 +130,11 @@ class SliceTower(ImageTower):
             near = torch.arange(last + 1, device=images.device)[:, None] + steps
             pictures = pictures[:, near.clamp(0, last)].flatten(2, 3)
         pictures = pictures.flatten(0, 1)
-        size = len(pictures) if self.training else self.chunk
+        if self.training or torch.compiler.is_exporting():
+            return self.encoder(pictures, masks)
         parts = [
             self.encoder(some, mask)
-            for some, mask in zip(pictures.split(size), masks.split(size), strict=True)
+            for some, mask in zip(pictures.split(self.chunk), masks.split(self.chunk), strict=True)
         ]
         weighted = parts[0].region_weights is not None
         return ImageFeatures(
