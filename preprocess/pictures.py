@@ -111,7 +111,8 @@ def show_volume(job: Job, spec: VolumeSpec, *, allow_gaps: bool, on_irregular: I
     del image  # a mask may be as large
     parts, told = (None, []) if job.mask is None else _parts(job.mask, spec, grid, stored)
     boxes, more = _boxes(job.boxes, grid)
-    counts = np.bincount(parts.ravel(), minlength=len(spec.parts) + 1) if parts is not None else []
+    numbers = np.zeros(0, np.uint8) if parts is None else parts.ravel()
+    counts = np.bincount(numbers, minlength=len(spec.parts) + 1)
     return Shown(
         stored,
         {

@@ -183,7 +183,9 @@ def draw_views(
         cut: how.
         keys: one a film.
     """
-    wanted = [("large", view, cut.large_share, cut.input.size_px) for view in range(cut.large)]
+    wanted: list[tuple[str, int, tuple[float, float], tuple[int, ...]]] = [
+        ("large", view, cut.large_share, cut.input.size_px) for view in range(cut.large)
+    ]
     wanted += [("small", view, cut.small_share, cut.small_px) for view in range(cut.small)]
     images: dict[str, list[np.ndarray]] = {"large": [], "small": []}
     masks: dict[str, list[np.ndarray]] = {"large": [], "small": []}
