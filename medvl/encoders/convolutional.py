@@ -76,8 +76,8 @@ def _resnet(
         [*widths, *unused],
         spatial_dims=axes,
         n_input_channels=channels,
-        conv1_t_size=stem_px,
-        conv1_t_stride=stem_stride,
+        conv1_t_size=stem_px,  # type: ignore[arg-type]
+        conv1_t_stride=stem_stride,  # type: ignore[arg-type]
         no_max_pool=not max_pool,
         # Not MONAI's default "A" of resnet18: it reads `.data` and so cuts the gradient of the shortcut.
         shortcut_type="B",

@@ -95,7 +95,7 @@ def _adaptable(module: nn.Module) -> bool:
     if isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D":  # GPT-2's linear layer
         return True
     # Not a subclass: it may pad by itself, and the adapter's own convolution would not.
-    return type(module) in _CONVOLUTIONS and module.groups == 1  # type: ignore[attr-defined]
+    return type(module) in _CONVOLUTIONS and bool(module.groups == 1)  # type: ignore[attr-defined]
 
 
 def _conv_delta(layer: Any, adapter: str) -> Tensor:
@@ -118,7 +118,7 @@ def merge_lora(encoder: TowerT) -> TowerT:
     for name, module in adapted.items():
         if isinstance(module.get_base_layer(), nn.Conv3d):
             # peft takes a kernel of 1 x 1 x 1 for a flat one.
-            module.get_delta_weight = functools.partial(_conv_delta, module)
+            module.get_delta_weight = functools.partial(_conv_delta, module)  # type: ignore[attr-defined]
         module.merge()  # type: ignore[operator]
         parent, _, leaf = name.rpartition(".")
         setattr(encoder.get_submodule(parent), leaf, module.get_base_layer())

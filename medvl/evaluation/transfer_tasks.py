@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from medvl.data import BatchOrder
@@ -30,7 +30,7 @@ from medvl.heads.transfer import Classifier, Rows, fit_head, label_loss
 from medvl.modeldir import LoadedModel
 from medvl.progress import Progress
 from medvl.records import Record
-from medvl.specs import VolumeInput
+from medvl.specs import InputSpec, VolumeInput, VolumeSpec
 from medvl.store import Store
 
 __all__ = ["TransferJob", "learn_labels", "learn_parts", "part_numbers"]
@@ -86,12 +86,8 @@ class TransferJob:
         """Return the answer for each record; of larger volumes, the mean over crops by voxels of the scan."""
         input, rows = self.loaded.input, []
         for done, record in enumerate(records, start=1):
-            stored = self.store.pixels(record)
-            volume = isinstance(input, VolumeInput)
-            starts = input.tiles(stored.shape) if isinstance(input, VolumeInput) else [()]
             summed, voxels = np.zeros(0), 0.0
-            for start in starts:
-                pair = input.apply(stored, start=start) if volume else input.apply(stored)
+            for pair in _windows(input, self.store.pixels(record)):
                 image, mask = (torch.from_numpy(np.stack([array])).to(self.loaded.device) for array in pair)
                 with torch.inference_mode():
                     found = ask(image, mask)[0].double().cpu().numpy()
@@ -103,9 +99,21 @@ class TransferJob:
         return np.stack(rows).astype(np.float64)
 
 
+def _windows(
+    input: InputSpec | VolumeInput, stored: Shaped[np.ndarray, " *spatial"]
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield the tensor and the mask of a film, or those of every window of a volume."""
+    if isinstance(input, VolumeInput):
+        yield from (input.apply(stored, start=start) for start in input.tiles(stored.shape))
+    else:
+        yield input.apply(stored)
+
+
 def learn_parts(job: TransferJob, out: Path, left_out: Counter[str]) -> dict[str, Number]:
     """Train a segmenter, write it into ``out`` and return the Dice of each part on whole volumes."""
-    input, parts = job.loaded.input, job.loaded.pixels.parts
+    input, spec = job.loaded.input, job.loaded.pixels
+    assert isinstance(input, VolumeInput) and isinstance(spec, VolumeSpec)  # only volumes have parts
+    parts = spec.parts
     net = Segmenter(job.tower, parts=parts, size_px=input.size_px).to(job.loaded.device)
 
     def taught(rows: Sequence[int], pixels: Pixels) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -54,7 +54,9 @@ class PartDecoder(nn.Module):
         widths = [min(region_width, width << (levels - level)) for level in range(levels + 1)]
         convolution = (nn.Conv2d, nn.Conv3d)[axes - 2]
         self.mode = ("bilinear", "trilinear")[axes - 2]
-        self.average = (F.adaptive_avg_pool2d, F.adaptive_avg_pool3d)[axes - 2]
+        self.average: Callable[[Tensor, Any], Tensor] = (F.adaptive_avg_pool2d, F.adaptive_avg_pool3d)[
+            axes - 2
+        ]
         self.enter = convolution(region_width, widths[0], 1)
         self.steps = nn.ModuleList(
             UnetResBlock(axes, before + channels, after, 3, 1, "instance")
