@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -187,10 +188,12 @@ def _nearest(
     result = np.zeros(shape, np.uint8)
     rest = np.meshgrid(*(np.arange(size, dtype=np.float64) for size in shape[1:]), indexing="ij")
     plane = [row[1] * rest[0] + row[2] * rest[1] for row in change[:3]]
+    # Between two voxels the one further right, front or top is taken, however the scan was stored.
+    edge = [0.5 + math.copysign(EDGE, row[np.abs(row[:3]).argmax()]) for row in change[:3]]
     for x in range(shape[0]):  # a plane at a time, so that the places take no more room than that
         places = [
-            np.floor(each + (row[0] * x + row[3] + 0.5 + EDGE)).astype(np.int32)
-            for each, row in zip(plane, change[:3], strict=True)
+            np.floor(each + (row[0] * x + row[3] + more)).astype(np.int32)
+            for each, row, more in zip(plane, change[:3], edge, strict=True)
         ]
         inside = np.ones(shape[1:], bool)
         for place, size in zip(places, array.shape, strict=True):
