@@ -20,7 +20,7 @@ from medvl.errors import ConfigError, UsageError, nearest
 from medvl.notice import NOTICE
 from medvl.preprocess.reduction_hashes import DISTANCE, slice_hashes
 from medvl.progress import Progress
-from medvl.records import Record
+from medvl.records import Box, Record
 from medvl.splits import SPLITS
 from medvl.store import Store
 
@@ -209,18 +209,16 @@ def _levels(volume: Shaped[np.ndarray, "x y z"], *, low: float, high: float) -> 
     return np.ascontiguousarray(np.moveaxis(shown, 2, 0)).reshape(volume.shape[2], -1)
 
 
-def evidence_slices(record: Record) -> tuple[int, ...]:
+def evidence_slices(boxes: Iterable[Box], *, depth: int) -> tuple[int, ...]:
     """Return the slice in the middle of each box of a volume: what the report says must stay to be seen.
 
     Examples:
-        >>> from medvl.records import Box
-        >>> from types import SimpleNamespace
-        >>> evidence_slices(SimpleNamespace(boxes=(Box("nodule", 1, 1, 4, 4, 10, 15),), shape=(9, 9, 20)))
+        >>> evidence_slices([Box("nodule", 1.0, 1.0, 4.0, 4.0, 10.0, 15.0)], depth=20)
         (12,)
     """
     middles = {
-        min(max(int((box.z0 + box.z1) / 2), 0), record.shape[2] - 1)
-        for box in record.boxes
+        min(max(int((box.z0 + box.z1) / 2), 0), depth - 1)
+        for box in boxes
         if box.z0 is not None and box.z1 is not None
     }
     return tuple(sorted(middles))
@@ -339,7 +337,7 @@ def reduce_store_slices(
             low=low,
             high=high,
             vectors=None if vectors is None else vectors(record, volume),
-            evidence=evidence_slices(record),
+            evidence=evidence_slices(record.boxes, depth=record.shape[2]),
         )
         if progress is not None:
             progress(len(found), len(records), "comparing slices")

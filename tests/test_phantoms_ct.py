@@ -390,14 +390,3 @@ def test_every_trap_comes_once_before_any_comes_twice(tmp_path):
     write_ct_phantoms(tmp_path / "set", n=4, seed=1, size_px=32, traps=0.5, workers=1)
     rows = table(tmp_path / "set", "truth/traps.csv")
     assert sorted(row["trap"] for row in rows) == sorted(list(TRAPS)[:2])
-
-
-def test_no_shortcut_tells_the_truth(tmp_path):
-    # a probe needs ten normal studies, and of fifty some fifteen are
-    summary = write_ct_phantoms(tmp_path / "set", n=50, seed=3, size_px=32, traps=0.0, workers=1)
-    assert {probe.shortcut for probe in summary.probes} == {"report_length", "mean_intensity", "acquisition"}
-    assert "any" in {probe.target for probe in summary.probes}
-    for probe in summary.probes:
-        # chance is ½ ± noise; one in 700 is beyond three standard errors, and some ten are asked
-        assert probe.auroc <= 0.5 + 3 * probe.standard_error, probe
-

@@ -9,6 +9,7 @@ import pytest
 
 from medvl.anatomy import FINDING_PARTS, PARTS, sentence_parts
 from medvl.errors import UsageError
+from medvl.phantoms import write_ct_phantoms
 from medvl.phantoms.ct_canvas import Canvas, Lattice
 from medvl.phantoms.ct_lesions import draw_ct
 from medvl.phantoms.ct_series import frames_of
@@ -337,3 +338,13 @@ def test_volumes_in_memory_refuse_what_they_cannot_draw():
         draw_volumes(1, seed=[0], only=("nodule",))
     with pytest.raises(UsageError, match="Did you mean 'hard'"):
         draw_volumes(1, seed=[0], level="hardd")
+
+
+def test_no_shortcut_tells_the_truth(tmp_path):
+    # a probe needs ten normal studies, and of fifty some fifteen are
+    summary = write_ct_phantoms(tmp_path / "set", n=50, seed=3, size_px=32, traps=0.0, workers=1)
+    assert {probe.shortcut for probe in summary.probes} == {"report_length", "mean_intensity", "acquisition"}
+    assert "any" in {probe.target for probe in summary.probes}
+    for probe in summary.probes:
+        # chance is ½ ± noise; one in 700 is beyond three standard errors, and some ten are asked
+        assert probe.auroc <= 0.5 + 3 * probe.standard_error, probe

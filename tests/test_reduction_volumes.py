@@ -227,7 +227,10 @@ def test_a_store_is_reduced_slice_by_slice(tmp_path):
     first, second, third = (r.record_id for r in store.records)
     assert set(reduction.volumes) == {first, second} and third not in reduction.volumes
     assert seen[-1] == (2, 2, "comparing slices")
-    assert evidence_slices(store.records[0]) == (11,) and 11 in reduction.volumes[first].kept
+    assert (
+        evidence_slices(store.records[0].boxes, depth=store.records[0].shape[2]) == (11,)
+        and 11 in reduction.volumes[first].kept
+    )
     assert reduction.volumes[second] == reduce_volume(store.pixels(store.records[1]))
     values = json.loads(json.dumps(reduction.to_json()))
     assert values["slices"] == 32 and values["kept"] == reduction.kept and values["evidence"] == 1

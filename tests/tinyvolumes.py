@@ -1,4 +1,4 @@
-"""A record store of tiny CT volumes with parts and boxes, written with the store's own writer."""
+"""Tiny CT volumes with parts and boxes in a store of the store's own writer, and tiny models of volumes."""
 
 from __future__ import annotations
 
@@ -8,12 +8,16 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 
+from medvl.alignment import TowerRecipe, build_model
 from medvl.anatomy import PARTS
+from medvl.modeldir import LoadedModel
 from medvl.records import Box, Record
-from medvl.specs import ReportSpec, VolumeSpec, text_hash
+from medvl.specs import ReportSpec, VolumeInput, VolumeSpec, text_hash
 from medvl.splits import split_of
 from medvl.store import FORMAT, INDEX_SCHEMA, record_row, write_shard
+from medvl.tokens import train_tokeniser
 
 SPEC = VolumeSpec(spacing_mm=(4.0, 4.0, 4.0))
 LUNGS, LIVER = PARTS["ct"].index("lungs") + 1, PARTS["ct"].index("liver") + 1
@@ -103,3 +107,31 @@ def write_volumes(
     specs = {"pixels": SPEC.model_dump(mode="json"), "report": ReportSpec().model_dump(mode="json")}
     (path / "store.json").write_text(json.dumps({"format": FORMAT, "modality": "ct", "specs": specs}))
     return path
+
+
+ENCODERS = {
+    "resnet": {"axes": 3, "widths": [4, 8], "blocks": [1, 1], "stem_px": 3},
+    "densenet121": {"axes": 3},
+    "vit": {"size_px": [16, 16, 16], "patch_px": 8, "width": 32, "layers": 1, "heads": 2},
+    # Two pieces of slices in the batch that is traced, one in that of one volume, three in that of three.
+    "slices": {
+        "encoder": "resnet",
+        "options": {"widths": [4, 8], "blocks": [1, 1], "stem_px": 3},
+        "channels": 1,
+        "chunk": 20,
+    },
+}
+
+
+def tiny(image: str = "resnet", **changes: object) -> LoadedModel:
+    """Return a model of volumes of 16³ voxels with random weights."""
+    torch.manual_seed(0)
+    tokeniser = train_tokeniser(["the lungs are clear"], vocab_size=300)
+    model = build_model(
+        image=TowerRecipe(name=image, options=ENCODERS[image]),
+        text=TowerRecipe(name="bert", options={"layers": 1, "width": 32, "heads": 2}),
+        tokeniser=tokeniser,
+    )
+    input = VolumeInput(size_px=(16, 16, 16), windows=((0.0, 2000.0),))
+    values = {"pixels": SPEC, "input": input, "report": ReportSpec(), "tokeniser": tokeniser} | changes
+    return LoadedModel(model=model.eval(), **values)
