@@ -130,4 +130,8 @@ MECHANISM = Mechanism(
         ),
         Effect("label P@5, cleaned over one site", "cleaned/label P@5", "one site/label P@5", main=False),
     ),
+    tried="An earlier design, with the abbreviations of one site, showed no effect either (one seed, label "
+    "P@5: raw 0.851, cleaned 0.839, one site alone 0.812). Raw merging costs a little against full reports, "
+    "and gains much over one site alone: abbreviated words still tell findings apart, and a model that is "
+    "trained on them learns the letters of each site.",
 )

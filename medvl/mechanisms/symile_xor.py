@@ -20,7 +20,7 @@ _VALUES = 2**_BITS
 _Loss = Callable[[Sequence[Float[Tensor, "batch dim"]], Float[Tensor, ""], Tensor, torch.Generator], Tensor]
 
 
-def run(seed: int, *, quick: bool, steps: int = 600) -> dict[str, float]:
+def run(seed: int, *, quick: bool, steps: int = 1200) -> dict[str, float]:
     """Train encoders of a, b and a XOR b with pairs and with triples; name the third from the other two."""
     triples = _accuracy(_triples, seed=seed, steps=steps, by_product=True)
     return {
@@ -83,7 +83,7 @@ MECHANISM = Mechanism(
     claim="On XOR data pairwise CLIP stays at chance while Symile names the third modality: in a pilot "
     "0.033 against 1.000, chance 0.031, on five bits.",
     source="Saporta et al. 2024, Symile, arXiv 2411.01053",
-    setting="Five random bits a, five random bits b and a XOR b, an MLP for each (5–64–32), 600 steps of "
+    setting="Five random bits a, five random bits b and a XOR b, an MLP for each (5–64–32), 1,200 steps of "
     "96 cases; accuracy of naming the third of 32 from the other two over all 1,024 pairs. Pairs score by "
     "the sum of both cosines, Symile by the product of three.",
     run=run,
@@ -92,4 +92,6 @@ MECHANISM = Mechanism(
         Effect("accuracy of triples short of 1", "symile/short of 1", wanted="none", slack=0.01),
         Effect("accuracy of pairs over chance", "pairs/accuracy", "chance", wanted="none", slack=0.02),
     ),
+    tried="Seed 4 stands at 0.494 with 600 steps and at 0.504 with 1,200: it has lost one of the five bits and "
+    "more steps do not bring it back; the other seeds reach 1.000 with either.",
 )
