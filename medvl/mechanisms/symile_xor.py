@@ -92,6 +92,6 @@ MECHANISM = Mechanism(
         Effect("accuracy of triples short of 1", "symile/short of 1", wanted="none", slack=0.01),
         Effect("accuracy of pairs over chance", "pairs/accuracy", "chance", wanted="none", slack=0.02),
     ),
-    tried="Seed 4 stands at 0.494 with 600 steps and at 0.504 with 1,200: it has lost one of the five bits and "
-    "more steps do not bring it back; the other seeds reach 1.000 with either.",
+    tried="Seed 4 stands at 0.494 with 600 steps and at 0.504 with 1,200: it has lost one of the five bits, "
+    "and more steps do not bring it back; the other seeds reach 1.000 with either.",
 )
