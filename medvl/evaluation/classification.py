@@ -21,6 +21,7 @@ __all__ = [
     "auroc",
     "average_precision",
     "classify",
+    "merged_labels",
     "resampled_curves",
     "roc_points",
     "truth_values",
@@ -65,6 +66,22 @@ def truth_values(
 
     rows = [[value(finding, states.get(finding)) for finding in findings] for states in labels]
     return np.asarray(rows, np.float64).reshape(len(labels), len(findings))
+
+
+def merged_labels(labels: Sequence[Mapping[str, str]]) -> dict[str, str]:
+    """Return the states of a study: present on one of its images is present.
+
+    Examples:
+        >>> merged_labels([{"edema": "absent"}, {"edema": "present", "fracture": "uncertain"}])
+        {'edema': 'present', 'fracture': 'uncertain'}
+    """
+    order = {"absent": 0, "uncertain": 1, "unchanged": 2, "present": 3}
+    merged: dict[str, str] = {}
+    for states in labels:
+        for finding, state in states.items():
+            if finding not in merged or order[state] > order[merged[finding]]:
+                merged[finding] = state
+    return merged
 
 
 def auroc(truth: Shaped[np.ndarray, " rows"], scores: Float[np.ndarray, " rows"]) -> float:

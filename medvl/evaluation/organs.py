@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float
 
 from medvl.evaluation.bootstrap import Number
 from medvl.evaluation.cases import Cases
-from medvl.evaluation.classification import classify, truth_values
+from medvl.evaluation.classification import classify, merged_labels, truth_values
 from medvl.objectives.parts import OrganPool
 from medvl.training.recipe import Recipe
 from medvl.training.state import read_state
@@ -93,7 +93,7 @@ def part_vectors(
         cells: which regions lie in which part.
         pool: queries of the parts.
     """
-    there = cells.any(0)
+    there = np.asarray(cells.any(0))
     mean = np.full((cells.shape[1], regions.shape[1]), np.nan, np.float32)
     for part in np.flatnonzero(there):
         mean[part] = regions[cells[:, part]].mean(0)
@@ -144,7 +144,9 @@ def organ_section(
         rows.setdefault(cases.images[row].study_id, []).append(row)
     studies = sorted(rows)
     named = [findings[i] for i in columns]
-    truth = truth_values([cases.images[rows[s][0]].labels for s in studies], named, uncertain=uncertain)
+    labels = [merged_labels([cases.images[row].labels for row in rows[study]]) for study in studies]
+    truth = truth_values(labels, named, uncertain=uncertain)
+    mixed = [name for name, column in zip(named, truth.T, strict=True) if {0.0, 1.0} <= set(column)]
     tables = {"regions": np.full(truth.shape, np.nan), "whole": np.full(truth.shape, np.nan)}
     if all(found.query is not None for found in parts.values()):
         tables["query"] = np.full(truth.shape, np.nan)
@@ -161,6 +163,7 @@ def organ_section(
                 vectors = [getattr(parts[row], name)[part] for row in seen]
                 tables[name][i, j] = np.mean([_score(vector, *towards) for vector in vectors])
     missing = int(np.isnan(tables["whole"]).sum())
+    dropped: dict[str, str] = {}
     patients = [cases.images[rows[study][0]].patient_id for study in studies]
     found: dict[str, Number] = {}
     for name, scores in tables.items():
@@ -172,6 +175,7 @@ def organ_section(
             resamples=resamples,
             seed=seed,
         )
+        dropped = result.dropped
         found |= {f"{f}/AUROC/{name}": result.numbers[f"{f}/AUROC"] for f in (*result.findings, "macro")
                   if f"{f}/AUROC" in result.numbers}  # fmt: skip
     for key in [key for key in found if key.endswith("/regions")]:
@@ -179,6 +183,12 @@ def organ_section(
     left_out = {
         "volume without a segmentation (out of the organs' AUROC)": len(cases.images) - len(parts),
         "study and finding whose part the segmentation does not show": missing,
+    } | {
+        f"finding {finding}, which has one class where its part is seen ({why})": int(
+            (~np.isnan(truth[:, named.index(finding)])).sum()
+        )
+        for finding, why in dropped.items()
+        if finding in mixed  # the others have one class anyway, and zero-shot says so
     }
     return Scores(found, {why: n for why, n in left_out.items() if n})
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from medvl.anatomy import PARTS, finding_parts
+from medvl.anatomy import FINDING_PARTS
 from medvl.errors import DigestMismatch, UsageError, nearest
 from medvl.evaluation.baseline import ridge_baseline
 from medvl.evaluation.bootstrap import METHOD
@@ -28,7 +28,7 @@ from medvl.heads.grounding import SIGMA, phrase_vector
 from medvl.heads.zeroshot import Prompts, ZeroShot, read_prompts
 from medvl.notice import NOTICE
 from medvl.progress import Progress
-from medvl.specs import VolumeInput
+from medvl.specs import VolumeInput, VolumeSpec
 from medvl.store import Store, write_atomic
 from medvl.training.run import store_digest
 from medvl.version import VERSION
@@ -161,7 +161,8 @@ def evaluate(
     volumes = isinstance(subject.loaded.input, VolumeInput)
     retrieved = retrieval_section(cases, embedded, others=others, sideways=volumes, **draws)
     scored = _score_findings(subject, cases, embedded, wording, uncertain, draws)
-    organs = _score_parts(subject, store, cases, embedded, wording, uncertain, draws)
+    modality = str(store.manifest.get("modality", "cxr"))
+    organs = _score_parts(subject, modality, cases, embedded, wording, uncertain, draws)
     boxed = sorted({box.label for record in cases.images for box in record.boxes})
     grounds = grounding_section(
         cases,
@@ -221,7 +222,7 @@ def _score_findings(
 
 def _score_parts(
     subject: Subject,
-    store: Store,
+    modality: str,
     cases: Cases,
     embedded: Embedded,
     wording: Prompts,
@@ -230,10 +231,13 @@ def _score_parts(
 ) -> Scores:
     """Score findings from the vectors of their parts, where volumes have a segmentation."""
     findings = sorted({name for record in cases.images for name in record.labels})
-    modality = str(store.manifest.get("modality", "cxr"))
-    if not embedded.parts or not findings or modality not in PARTS:
+    pixels = subject.loaded.pixels
+    if not embedded.parts or not findings or not isinstance(pixels, VolumeSpec):
         return Scores({}, {})
-    numbers = finding_parts(findings, modality=modality)
+    # The numbers of the volumes, which may have fewer parts than the modality, or others.
+    places = {part: number for number, part in enumerate(pixels.parts, start=1)}
+    known = FINDING_PARTS.get(modality, {})
+    numbers = [places.get(known.get(finding, ""), 0) for finding in findings]
     directions = {
         finding: (
             phrase_vector(subject.loaded, wording.of(finding).positive),

@@ -10,7 +10,7 @@ from jaxtyping import Float
 
 from medvl.evaluation.bootstrap import Bootstrap, Number, spread
 from medvl.evaluation.cases import Cases
-from medvl.evaluation.classification import auroc, classify, roc_points, truth_values
+from medvl.evaluation.classification import auroc, classify, merged_labels, roc_points, truth_values
 from medvl.evaluation.embedding import Embedded
 from medvl.evaluation.grounding import box_mask, cells_in_boxes, contrast_to_noise, mean_iou, pointing
 from medvl.evaluation.retrieval import Keys, cosine_scores
@@ -140,7 +140,7 @@ def zero_shot_section(
         rows.setdefault(record.study_id, []).append(row)
     studies = sorted(rows)
     scores = np.stack([scores[rows[study]].mean(0) for study in studies])
-    labels = [_merged([cases.images[i].labels for i in rows[study]]) for study in studies]
+    labels = [merged_labels([cases.images[i].labels for i in rows[study]]) for study in studies]
     patients = [cases.images[rows[study][0]].patient_id for study in studies]
     truth = truth_values(labels, findings, uncertain=uncertain)
     found = classify(truth, scores, findings=findings, patients=patients, resamples=resamples, seed=seed)
@@ -328,14 +328,3 @@ def _onto(cells: Float[np.ndarray, " *grid"], shape: tuple[int, ...]) -> Float[n
         return cells
     sides = zip(cells.shape, shape, strict=True)
     return cells[np.ix_(*(((np.arange(take) + 0.5) * have / take).astype(int) for have, take in sides))]
-
-
-def _merged(labels: Sequence[Mapping[str, str]]) -> dict[str, str]:
-    """Return the states of a study: present on one of its films is present."""
-    order = {"absent": 0, "uncertain": 1, "unchanged": 2, "present": 3}
-    merged: dict[str, str] = {}
-    for states in labels:
-        for finding, state in states.items():
-            if finding not in merged or order[state] > order[merged[finding]]:
-                merged[finding] = state
-    return merged
