@@ -20,6 +20,7 @@ from medvl.preprocess.reports.organs import (
     propose_parts,
     said_by_sentence,
     sentence_state,
+    state_numbers,
 )
 
 HERE = Path(__file__).parent
@@ -42,6 +43,22 @@ class Answering:
 
 def rows(report):
     return [line.rsplit(" | ", 2) for line in report["sentences"]]
+
+
+@pytest.mark.parametrize(
+    ("text", "state"),
+    [
+        ("Lines and tubes: No catheter or pacemaker.", "normal"),
+        ("Lines and tubes: No device is seen.", "normal"),
+        ("Pleural effusion: none.", "normal"),
+        ("Pleural effusion: small on the left.", "abnormal"),
+        ("Devices: pacemaker.", "abnormal"),
+        ("Nodule: unchanged.", "abnormal"),
+    ],
+)
+def test_a_heading_is_no_statement(text, state):
+    assert sentence_state(text) == state
+    assert state_numbers([text]).tolist() == [{"normal": 1, "abnormal": -1}[state]]
 
 
 @pytest.mark.parametrize("report", OWN, ids=lambda report: report["name"])
