@@ -22,20 +22,28 @@ class Road:
 
     Attributes:
         studies: phantom studies.
+        phantoms: how they are drawn.
         folder: their name in the output.
         pixels: values of the pixel spec.
         query: what the index is asked.
     """
 
     studies: int
+    phantoms: dict[str, Any]
     folder: str
     pixels: dict[str, Any]
     query: str
 
 
 ROADS = {
-    "cxr": Road(1200, "films", {"longest_px": 256}, "Large left pleural effusion."),
-    "ct": Road(240, "studies", {"spacing_mm": (4, 4, 5)}, "Large right pleural effusion."),
+    "cxr": Road(1200, {}, "films", {"longest_px": 256}, "Large left pleural effusion."),
+    "ct": Road(
+        700,
+        {"level": "easy", "size_px": 64},
+        "studies",
+        {"spacing_mm": (6, 6, 6)},
+        "Large right pleural effusion.",
+    ),
 }
 
 
@@ -86,7 +94,7 @@ def demo(
     Args:
         out: the folder that receives everything.
         modality: ``"cxr"`` or ``"ct"``.
-        n: phantom studies; 1,200 films or 240 volumes by default.
+        n: phantom studies; 1,200 of films or 700 of volumes by default.
         seed: of the phantoms and of the training.
         progress: called as the steps go by.
     """
@@ -112,6 +120,7 @@ def demo(
         n=n or road.studies,
         seed=seed,
         progress=progress,
+        **road.phantoms,
     )
     # A phantom's pseudonyms protect nobody; a fixed key makes two demos equal to the byte.
     timed(
