@@ -249,6 +249,7 @@ def test_training_does_not_collapse():
     assert vectors.std(0).norm() > 0.05
 
 
+@pytest.mark.slow
 def test_the_experiment_measures_what_its_claim_names():
     values = imageonly.run(0, quick=True, films=120, held=40, steps=4, distil_steps=4)
     named = {key for effect in imageonly.MECHANISM.effects for key in (effect.after, effect.before)}
