@@ -5,34 +5,15 @@ import math
 import numpy as np
 import pytest
 import torch
-from tinyvolumes import SPEC
+from tinytransfer import INPUT, RESNET
 
-from medvl.alignment import ProjectionConfig, TowerRecipe, build_model
 from medvl.encoders.image import build_image_encoder
 from medvl.errors import UsageError
 from medvl.evaluation.bootstrap import Bootstrap
 from medvl.evaluation.transfer_tasks import part_numbers
 from medvl.heads.segmentation import PartDecoder, Segmenter, dice, part_loss, segment
 from medvl.heads.transfer import label_loss
-from medvl.modeldir import LoadedModel
-from medvl.specs import ReportSpec, VolumeInput
-from medvl.tokens import train_tokeniser
-
-RESNET = {"axes": 3, "widths": [8, 16], "blocks": [1, 1], "stem_px": 3}
-INPUT = VolumeInput(size_px=(24, 20, 16), windows=((0.0, 2000.0),))
-
-
-def loaded_model(*, pool="encoder", image=None, input=INPUT, pixels=SPEC):
-    torch.manual_seed(0)
-    tokeniser = train_tokeniser(["A nodule in the lung."])
-    model = build_model(
-        image=image or TowerRecipe(name="resnet", options=RESNET),
-        text=TowerRecipe(name="bert", options={"layers": 1, "width": 16, "heads": 2}),
-        tokeniser=tokeniser,
-        projection=ProjectionConfig(dim=8, image_pool=pool),
-    )
-    return LoadedModel(model.eval(), pixels, input, ReportSpec(), tokeniser)
-
+from medvl.specs import VolumeInput
 
 # --- the figures --------------------------------------------------------------------------------
 

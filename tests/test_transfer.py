@@ -9,35 +9,20 @@ import numpy as np
 import pytest
 import torch
 from tinystore import write_tiny
+from tinytransfer import INPUT, RESNET, loaded_model
 from tinyvolumes import SPEC, write_volumes
 
-from medvl.alignment import ProjectionConfig, TowerRecipe, build_model
+from medvl.alignment import TowerRecipe
 from medvl.encoders.image import build_image_encoder
 from medvl.errors import CheckpointError, ConfigError, DigestMismatch, UsageError
 from medvl.evaluation.transfer import transfer
 from medvl.heads.saved import read_head, write_head
 from medvl.heads.segmentation import Segmenter, dice, part_loss, segment
 from medvl.heads.transfer import Classifier, fit_head, label_loss, tower_to_train
-from medvl.modeldir import LoadedModel, read_model, write_model
+from medvl.modeldir import read_model, write_model
 from medvl.notice import NOTICE
-from medvl.specs import InputSpec, PixelSpec, ReportSpec, VolumeInput
+from medvl.specs import InputSpec, PixelSpec
 from medvl.store import Store
-from medvl.tokens import train_tokeniser
-
-RESNET = {"axes": 3, "widths": [8, 16], "blocks": [1, 1], "stem_px": 3}
-INPUT = VolumeInput(size_px=(24, 20, 16), windows=((0.0, 2000.0),))
-
-
-def loaded_model(*, pool="encoder", image=None, input=INPUT, pixels=SPEC):
-    torch.manual_seed(0)
-    tokeniser = train_tokeniser(["A nodule in the lung."])
-    model = build_model(
-        image=image or TowerRecipe(name="resnet", options=RESNET),
-        text=TowerRecipe(name="bert", options={"layers": 1, "width": 16, "heads": 2}),
-        tokeniser=tokeniser,
-        projection=ProjectionConfig(dim=8, image_pool=pool),
-    )
-    return LoadedModel(model.eval(), pixels, input, ReportSpec(), tokeniser)
 
 
 @pytest.fixture(scope="module")
