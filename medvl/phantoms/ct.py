@@ -17,7 +17,7 @@ from medvl.phantoms.ct_truth import CT_FINDINGS, STRUCTURES
 from medvl.phantoms.cxr import PhantomSummary
 from medvl.phantoms.folder import begin, check_numbers, in_order, write_json, write_table
 from medvl.phantoms.probes import Probe, probe_all
-from medvl.phantoms.study import draw_study_counts
+from medvl.phantoms.study import draw_patients
 from medvl.phantoms.truth import find_level
 from medvl.progress import Progress
 from medvl.specs import text_hash
@@ -109,9 +109,7 @@ def write_ct_phantoms(
         return PhantomSummary(
             **{key: value for key, value in known.items() if key not in ("modality", "traps")}
         )
-    counts = draw_study_counts(n, seed)
-    firsts = np.cumsum([0, *counts])
-    patients = [(index, int(firsts[index]), count) for index, count in enumerate(counts)]
+    patients = draw_patients(n, seed)
     tasks: list[_Task] = [
         (phantoms, out, patients[start : start + 2]) for start in range(0, len(patients), 2)
     ]

@@ -13,7 +13,7 @@ import numpy as np
 from medvl.notice import NOTICE
 from medvl.phantoms.folder import begin, check_numbers, in_order, write_json, write_table
 from medvl.phantoms.probes import Probe, shortcut_probes
-from medvl.phantoms.study import Phantoms, StudyRows, draw_study_counts, write_patient
+from medvl.phantoms.study import Phantoms, StudyRows, draw_patients, write_patient
 from medvl.phantoms.truth import FINDINGS, find_level
 from medvl.specs import text_hash
 
@@ -127,9 +127,7 @@ def write_phantoms(
     if known is not None:
         known["probes"] = tuple(Probe(**probe) for probe in known["probes"])
         return PhantomSummary(**known)
-    counts = draw_study_counts(n, seed)
-    firsts = np.cumsum([0, *counts])
-    patients = [(index, int(firsts[index]), count) for index, count in enumerate(counts)]
+    patients = draw_patients(n, seed)
     rows: list[StudyRows] = []
     tasks: list[_Task] = [
         (phantoms, out / "dicom", patients[start : start + 8]) for start in range(0, len(patients), 8)

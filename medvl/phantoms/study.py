@@ -30,8 +30,8 @@ __all__ = [
     "Phantoms",
     "StudyRows",
     "date_of",
+    "draw_patients",
     "draw_person",
-    "draw_study_counts",
     "expose",
     "write_patient",
 ]
@@ -73,17 +73,18 @@ class StudyRows:
     digest: bytes = b""
 
 
-def draw_study_counts(n: int, seed: int) -> list[int]:
-    """Return the number of studies, 1 or 2, of each patient of a set; they add up to ``n``."""
+def draw_patients(n: int, seed: int) -> list[tuple[int, int, int]]:
+    """Return number, first study and count of studies, 1 or 2, of each patient; counts add up to ``n``."""
     rolls = np.random.default_rng([seed, 0]).random(n)
-    counts: list[int] = []
-    left = n
-    for roll in rolls:
-        if not left:
+    patients: list[tuple[int, int, int]] = []
+    first = 0
+    for index, roll in enumerate(rolls):
+        if first == n:
             break
-        counts.append(min(left, 1 + int(roll < 0.35)))
-        left -= counts[-1]
-    return counts
+        count = min(n - first, 1 + int(roll < 0.35))
+        patients.append((index, first, count))
+        first += count
+    return patients
 
 
 def write_patient(
