@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -65,13 +65,25 @@ def tree_hash(out: Path) -> str:
     return digest.hexdigest()
 
 
-def start(source: Path, out: Path, *, scheduler: str = "", **options) -> subprocess.Popen[str]:
+def start(
+    source: Path,
+    out: Path,
+    *,
+    scheduler: str = "",
+    preexec_fn: Callable[[], None] = lambda: None,
+    **options,
+) -> subprocess.Popen[str]:
+    def listening() -> None:  # a job in the background of a shell ignores SIGINT, and its children would
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        preexec_fn()
+
     return subprocess.Popen(
         [sys.executable, "-c", RUN, str(source), str(out), *([scheduler] if scheduler else [])],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        preexec_fn=listening,
         **options,
     )
 
