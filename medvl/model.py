@@ -177,7 +177,7 @@ def read_volume(path: Path) -> Image:
     largest one, such as localisers.
 
     Raises:
-        UsageError: the folder holds several volumes.
+        UsageError: the folder holds several volumes, or one slice.
         IrregularSeries: its slices form no regular volume.
         InputError: there is no volume, or it cannot be read.
     """
@@ -197,5 +197,10 @@ def read_volume(path: Path) -> Image:
         raise UsageError(
             f"the folder holds {len(large)} volumes, of {counts} slices.",
             hint="Give the folder of one series.",
+        )
+    if most == 1 and large[0].geometry.verdict == "ok":
+        raise UsageError(
+            "one slice was found; a volume has several.",
+            hint="Give the folder that holds every slice of the series.",
         )
     return read_series(large[0])[0]

@@ -1,6 +1,7 @@
 """The index finds what brute force finds, leaves out what it must, and really forgets."""
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -212,6 +213,9 @@ def test_errors_name_the_value_and_the_way_out(small, tmp_path):
         UsageError, match=r"'viw = 'PA'' cannot be read.*Did you mean 'view'|Did you mean 'view'"
     ):
         index.search(x[0], where="viw = 'PA'")
+    with pytest.raises(UsageError) as refused:
+        index.search(x[0], where="viw = 'PA'")
+    assert str(refused.value).count("Did you mean") == 1
     with pytest.raises(UsageError, match="the index has no record 'nobody'"):
         index.vector_of("nobody")
     with pytest.raises(IndexFileError, match="there is no index at this path"):
@@ -237,5 +241,10 @@ def test_results_as_lines_json_and_escaped_page(small):
     )
     page = results.to_html()
     assert "<script>alert" not in page and "&lt;script&gt;" in page and "left &lt;b&gt;" in page
+    # Long names are words that wrap, and the names of the filter stay at hand.
+    wide = replace(results[0], findings=("coronary_artery_wall_calcification", "nodule"), view=None)
+    card = Results((wide,)).to_html()
+    assert ">coronary artery wall calcification, nodule<" in card and "overflow-wrap: anywhere" in card
+    assert 'title="coronary_artery_wall_calcification, nodule"' in card and '"soft">test · ' in card
     assert "Research use only" in page and "Research use only" in results.lines()[-1]
     assert Results(()).lines()[0] == "No case matches the filter."

@@ -101,7 +101,9 @@ def add_verbs(top: Verbs) -> None:
     search = verb(top, "search", "search an index by text, by image, or both", _search)
     search.add_argument("index", type=Path)
     search.add_argument("--text", help="a sentence or a report")
-    search.add_argument("--image", type=Path, help="a DICOM file or a picture")
+    search.add_argument(
+        "--image", type=Path, help="a DICOM file or a picture; a CT series' folder or .nii.gz"
+    )
     search.add_argument("--where", help="filter on metadata: \"view = 'PA' AND split = 'test'\"")
     search.add_argument("--k", type=int, default=10, help="hits (10)")
     search.add_argument("--exclude-patient", help="leave out a patient's own records")

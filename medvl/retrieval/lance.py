@@ -333,7 +333,8 @@ def _nearest_column(where: str, columns: Sequence[str]) -> str:
 
 
 def _first_line(error: BaseException) -> str:
-    return str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+    line = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+    return line.partition(" Did you mean")[0]  # the hint says it for the columns that may be named
 
 
 def _and(where: str | None, exclude_patients: Sequence[str]) -> str | None:
