@@ -159,8 +159,14 @@ class Model:
 
     def _thumbnail(self, image: Image, stored: Shaped[np.ndarray, "..."]) -> bytes:
         if isinstance(self.loaded.pixels, VolumeSpec):
-            edges = np.linalg.norm(self.loaded.pixels.grid(image).affine_ras[:3, :3], axis=0)
-            montage = Montage(stored.shape, tuple(map(float, edges)), side_px=_THUMBNAIL_PX)
+            affine = self.loaded.pixels.grid(image).affine_ras
+            edges = np.linalg.norm(affine[:3, :3], axis=0)
+            montage = Montage(
+                stored.shape,
+                tuple(map(float, edges)),
+                side_px=_THUMBNAIL_PX,
+                affine_ras=tuple(map(float, affine.ravel())),
+            )
             picture = montage.grey(stored, WINDOWS["soft"])
         else:
             picture = Pillow.fromarray(stored)

@@ -9,17 +9,31 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Int16, Shaped, UInt8
 from PIL import Image as Pillow
+from PIL import ImageDraw, ImageFont
 
 from medvl.anatomy import FINDING_PARTS
 from medvl.records import IS_PRESENT, Box, Record
 
-__all__ = ["WINDOWS", "Montage", "record_montage", "window_of", "windowed"]
+__all__ = [
+    "WINDOWS",
+    "Montage",
+    "draw_letters",
+    "orientation_letters",
+    "record_montage",
+    "window_of",
+    "windowed",
+]
 
 WINDOWS = {"lung": (-600.0, 1500.0), "soft": (40.0, 400.0), "bone": (400.0, 1800.0)}
 """Centre and width in HU."""
 _OF_PART = {"lungs": "lung", "airways": "lung", "bones": "bone"}
 _GAP_MM = 4.0
 _LEAST_PX = 1
+_ENDS = (("L", "R"), ("P", "A"), ("I", "S"))
+"""Where each axis of RAS+ begins and ends."""
+_OBLIQUE = 0.38
+"""Sine of 22.5 degrees: an axis turned further than that has two letters."""
+_LETTERS_ON_SIDE, _LEAST_LETTER_PX = 22, 10
 
 
 @dataclass(frozen=True)
@@ -48,6 +62,7 @@ class Montage:
         spacing_mm: of its voxels.
         at: the place, in voxels from the edge of the first one; the middle if None.
         side_px: longest side of the picture.
+        affine_ras: voxel index to RAS+ mm, row by row; without it the slices have no letters.
 
     Examples:
         >>> montage = Montage((10, 10, 10), (1.0, 1.0, 1.0), side_px=240)
@@ -59,6 +74,7 @@ class Montage:
     spacing_mm: tuple[float, ...]
     at: tuple[float, ...] | None = None
     side_px: int = 320
+    affine_ras: tuple[float, ...] | None = None
 
     @property
     def _size_mm(self) -> tuple[float, float]:
@@ -114,6 +130,10 @@ class Montage:
         for plane, picture in zip(self._planes, pictures, strict=True):
             sized = picture.resize((plane.width, plane.height), Pillow.Resampling.BILINEAR)
             canvas.paste(sized, (plane.left, plane.top))
+            if self.affine_ras is not None:
+                place = (plane.left, plane.top, plane.width, plane.height)
+                letters = orientation_letters(self.affine_ras, columns=plane.columns, rows=plane.rows)
+                draw_letters(canvas, place, letters, side_px=self.side_px)
         return canvas
 
     def grey(self, volume: Int16[np.ndarray, "x y z"], window: tuple[float, float]) -> Pillow.Image:
@@ -145,6 +165,68 @@ class Montage:
             if low[plane.through] < int(self._place[plane.through]) + 1
             and high[plane.through] > int(self._place[plane.through])
         ]
+
+
+def orientation_letters(affine_ras: Sequence[float], *, columns: int, rows: int) -> tuple[str, str, str, str]:
+    """Return the letters at the left, right, top and bottom of a slice whose axes run against their index.
+
+    R and L are the patient's right and left, A and P front and back, S and I head and feet. An axis that is
+    turned by more than 22.5 degrees has a letter for each direction that it leans to, the nearest first
+    (PS3.3 C.7.6.1.1.1, with S and I for its H and F).
+
+    Args:
+        affine_ras: voxel index to RAS+ mm, 16 numbers row by row.
+        columns: the axis of the volume along which the columns of the slice lie.
+        rows: the axis along which its rows lie.
+
+    Examples:
+        >>> axial = np.diag([1.5, 1.5, 3.0, 1.0]).ravel().tolist()
+        >>> orientation_letters(axial, columns=0, rows=1), orientation_letters(axial, columns=1, rows=2)
+        (('R', 'L', 'A', 'P'), ('A', 'P', 'S', 'I'))
+    """
+    return (*_ends_of(affine_ras, columns), *_ends_of(affine_ras, rows))
+
+
+def _ends_of(affine_ras: Sequence[float], axis: int) -> tuple[str, str]:
+    """Return where the index of an axis grows to, and where it comes from."""
+    direction = np.reshape(affine_ras, (4, 4))[:3, axis]
+    direction = direction / np.linalg.norm(direction)
+    leaning = [
+        each for each in np.argsort(-np.abs(direction), kind="stable") if abs(direction[each]) > _OBLIQUE
+    ]
+    to = "".join(_ENDS[each][int(direction[each] > 0)] for each in leaning)
+    back = "".join(_ENDS[each][int(direction[each] < 0)] for each in leaning)
+    return to, back
+
+
+def draw_letters(
+    canvas: Pillow.Image,
+    place: tuple[int, int, int, int],
+    letters: tuple[str, str, str, str],
+    *,
+    side_px: int,
+) -> None:
+    """Write letters at the middle of the left, right, upper and lower edge of a place of a picture.
+
+    Args:
+        canvas: the picture, which is changed.
+        place: left, top, width and height, in px.
+        letters: as :func:`orientation_letters` gives them.
+        side_px: of the whole picture, which decides the size of the letters.
+    """
+    left, top, width, height = place
+    size = max(_LEAST_LETTER_PX, round(side_px / _LETTERS_ON_SIDE))
+    if min(width, height) < 4 * size:  # they would hide what they are about
+        return
+    font, pen = ImageFont.load_default(size=size), ImageDraw.Draw(canvas)
+    spots = (
+        (left + 2, top + height / 2, "lm"),
+        (left + width - 2, top + height / 2, "rm"),
+        (left + width / 2, top + 1, "ma"),
+        (left + width / 2, top + height - 1, "md"),
+    )
+    for (x, y, anchor), letter in zip(spots, letters, strict=True):
+        pen.text((x, y), letter, fill="white", font=font, anchor=anchor, stroke_width=1, stroke_fill="black")
 
 
 def windowed(hu: Shaped[np.ndarray, "..."], window: tuple[float, float]) -> UInt8[np.ndarray, "..."]:
@@ -179,4 +261,5 @@ def record_montage(record: Record, volume: Int16[np.ndarray, "x y z"], *, side_p
         at = ((box.x0 + box.x1) / 2, (box.y0 + box.y1) / 2, (box.z0 + box.z1) / 2)
         present = [box.label]
     spacing = record.spacing_mm or (1.0, 1.0, 1.0)
-    return Montage(volume.shape, spacing, at=at, side_px=side_px).grey(volume, window_of(present))
+    montage = Montage(volume.shape, spacing, at=at, side_px=side_px, affine_ras=record.affine_ras)
+    return montage.grey(volume, window_of(present))

@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float, Shaped, UInt8
 from PIL import Image as Pillow
 from scipy import ndimage
 
+from medvl.planes import draw_letters, orientation_letters
 from medvl.preprocess.chunks import Failure
 from medvl.records import Box, Record
 from medvl.specs import VolumeSpec
@@ -24,6 +25,8 @@ from medvl.store.shards import read_pixels, read_volume
 __all__ = ["group_of", "outlined_planes", "volume_facts"]
 
 _WIDTH_PX, _GAP_PX = 900, 6
+_LETTER_SIDE_PX = 400
+"""Letters are those of a picture of this side: a panel is about as large."""
 _LOWEST_HU, _HIGHEST_HU = -1000, 400
 """Shown from black to white: lungs and soft tissue both have their greys."""
 _COLOURS = (
@@ -125,7 +128,7 @@ def outlined_planes(record: Record, shards: Path) -> dict[str, Any]:
     """Return an axial, a coronal and a sagittal plane side by side, in millimetres, parts outlined.
 
     The planes go through the middle of the first box, else through the middle of the volume. The patient's
-    right is on the left of the picture, the front is on top or on the left, the head on top.
+    right is on the left of the picture, the front is on top or on the left, the head on top; letters say so.
 
     Args:
         record: of a volume.
@@ -140,7 +143,7 @@ def outlined_planes(record: Record, shards: Path) -> dict[str, Any]:
     middle = _middle(record)
     extent = [size * edge for size, edge in zip(record.shape, spacing, strict=True)]
     scale = (_WIDTH_PX - 2 * _GAP_PX) / (2 * extent[0] + extent[1])
-    panels, boxes, left = [], [], 0
+    panels, boxes, letters, left = [], [], [], 0
     # (across, up) of the axial, coronal and sagittal plane; x and y run from right to left of the picture
     for across, up in ((0, 1), (0, 2), (1, 2)):
         through = 3 - across - up
@@ -148,18 +151,24 @@ def outlined_planes(record: Record, shards: Path) -> dict[str, Any]:
         plane = _turned(np.take(hu, middle[through], axis=through))
         outline = None if parts is None else _turned(np.take(parts, middle[through], axis=through))
         panels.append((left, _panel(plane, outline, size)))
+        if record.affine_ras is not None:
+            said = orientation_letters(record.affine_ras, columns=across, rows=up)
+            letters.append(((left, 0, *size), said))
         boxes += [
             _rectangle(box, across, up, left=left, size=size, shape=record.shape)
             for box in record.boxes
-            if _ends(box)[through][0] <= middle[through] < _ends(box)[through][1]
+            if _ends(box)[through][0] < middle[through] + 1 and _ends(box)[through][1] > middle[through]
         ]
         left += size[0] + _GAP_PX
     height = max(panel.shape[0] for _, panel in panels)
     canvas = np.zeros((height, left - _GAP_PX, 3), np.uint8)
     for start, panel in panels:
         canvas[: panel.shape[0], start : start + panel.shape[1]] = panel
+    picture = Pillow.fromarray(canvas)
+    for place, said in letters:
+        draw_letters(picture, place, said, side_px=_LETTER_SIDE_PX)
     stream = io.BytesIO()
-    Pillow.fromarray(canvas).save(stream, "JPEG", quality=82)
+    picture.save(stream, "JPEG", quality=82)
     return {
         "src": "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode(),
         "width": canvas.shape[1],

@@ -5,6 +5,7 @@ import itertools
 import sys
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 import torch
@@ -20,7 +21,7 @@ from medvl.evaluation.grounding import (
 )
 from medvl.features import ImageFeatures
 from medvl.heads.grounding import cell_map, heat_map, volume_vectors
-from medvl.planes import Montage, window_of, windowed
+from medvl.planes import Montage, orientation_letters, window_of, windowed
 from medvl.records import Box
 from medvl.sliding import Lattice, part_cells, whole_volume
 from medvl.specs import InputSpec, PixelSpec, VolumeInput
@@ -231,3 +232,42 @@ def test_windows():
     assert windowed(np.array([[-160, 40, 240]], np.int16), (40, 400)).tolist() == [[0, 128, 255]]
     assert window_of(["lung_nodule"]) == (-600, 1500) and window_of(["liver_lesion", "x"]) == (40, 400)
     assert window_of([]) == (40, 400)
+
+
+@pytest.mark.parametrize(
+    ("affine", "letters"),
+    [
+        (np.diag([1.0, 1.0, 1.0, 1.0]), ("R", "L", "A", "P")),
+        (
+            np.diag([-2.0, 1.0, 3.0, 1.0]),
+            ("L", "R", "A", "P"),
+        ),  # nobody stores this; the letters would say so
+        (np.array([[0, 1, 0, 0], [0, 0, -1, 0], [1, 0, 0, 0], [0, 0, 0, 1.0]]), ("S", "I", "R", "L")),
+    ],
+)
+def test_letters_follow_the_affine(affine, letters):
+    assert orientation_letters(affine.ravel().tolist(), columns=0, rows=1) == letters
+    codes = nibabel.aff2axcodes(affine)
+    assert (letters[0], letters[2]) == codes[:2]
+
+
+@pytest.mark.parametrize(("degrees", "right"), [(20, "R"), (25, "RA"), (65, "AR"), (70, "A"), (-25, "RP")])
+def test_an_oblique_axis_has_the_letters_that_it_leans_to(degrees, right):
+    """Sine of 22.5 degrees, 0.383, is where the second letter begins: 20 has one, 25 has two."""
+    turn = np.deg2rad(degrees)
+    affine = np.eye(4)
+    affine[:2, :2] = [[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]]
+    affine[:3, :3] *= 1.5
+    opposite = right.translate(str.maketrans("RLAP", "LRPA"))
+    assert orientation_letters(affine.ravel().tolist(), columns=0, rows=2)[:2] == (right, opposite)
+
+
+def test_no_letters_without_an_affine_or_where_they_would_hide_the_picture():
+    volume = np.full((60, 60, 60), -1024, np.int16)
+    bare = Montage(volume.shape, (1.0, 1.0, 1.0), side_px=240)
+    assert not np.asarray(bare.grey(volume, (40.0, 400.0))).any()
+    affine = tuple(np.eye(4).ravel().tolist())
+    lettered = dataclasses.replace(bare, affine_ras=affine)
+    assert np.asarray(lettered.grey(volume, (40.0, 400.0))).any()
+    tiny = dataclasses.replace(lettered, side_px=60)
+    assert not np.asarray(tiny.grey(volume, (40.0, 400.0))).any()

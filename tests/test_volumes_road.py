@@ -311,7 +311,7 @@ def test_a_folder_of_several_volumes_or_none(tmp_path):
     with pytest.raises(IrregularSeries, match="no regular volume"):
         read_volume(tmp_path / "gap")
     first = sorted((tmp_path / "two" / "a").iterdir())[0]
-    with pytest.raises(UsageError, match="one slice was found.*Give the folder that holds every slice"):
+    with pytest.raises(UsageError, match=r"one slice was found.*Give the folder that holds every slice"):
         read_volume(first)
     with pytest.raises(ConfigError, match=r"recipe: unknown key 'input\.channels'"):
         load_recipe(RECIPE + "\ninput: {kind: volume, channels: 3}")

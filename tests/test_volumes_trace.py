@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import itertools
 from pathlib import Path
 
@@ -9,6 +11,8 @@ import nibabel
 import numpy as np
 import pytest
 from ctcases import write_nifti, write_table
+from PIL import Image as Pillow
+from PIL import ImageDraw, ImageFont
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, EnhancedCTImageStorage, ExplicitVRLittleEndian
 
@@ -17,6 +21,7 @@ from medvl.data.augment import draw
 from medvl.heads.grounding import heat_map
 from medvl.planes import Montage
 from medvl.preprocess.pipeline import prepare
+from medvl.preprocess.quality_volumes import outlined_planes
 from medvl.specs import VolumeInput, VolumeSpec
 from medvl.store import Store
 
@@ -309,3 +314,78 @@ def test_the_picture_hangs_it_on_the_right_above_and_in_front(store):
             corner = (panel[0].start, panel[1].start)
             marked = np.array([mark[1] * grey.shape[0], mark[0] * grey.shape[1]]) / 100 - corner
             assert np.abs(found - marked).max() < 2.5, name
+
+
+# --- letters -----------------------------------------------------------------------------------
+
+
+def letter_in(patch: np.ndarray, size: int) -> str:
+    """Read the white letter of a patch: the one of six whose drawing differs least from it."""
+
+    def framed(drawn: np.ndarray) -> np.ndarray:
+        rows, columns = np.nonzero(drawn)
+        cut = drawn[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
+        return np.asarray(Pillow.fromarray((cut * 255).astype(np.uint8)).resize((16, 24))) / 255.0
+
+    def template(letter: str) -> np.ndarray:
+        canvas = Pillow.new("L", (40, 40))
+        ImageDraw.Draw(canvas).text((8, 4), letter, fill=255, font=ImageFont.load_default(size=size))
+        return framed(np.asarray(canvas) > 150)
+
+    seen = framed(patch > 225)
+    return min("LRAPSI", key=lambda letter: np.abs(seen - template(letter)).mean())
+
+
+def letters_around(picture: np.ndarray, place: tuple[int, int, int, int], size: int) -> str:
+    """Return the letters at the left, right, top and bottom of a place: left, top, width, height."""
+    left, top, width, height = place
+    panel = picture[top : top + height, left : left + width]
+    x, y, half = width // 2, height // 2, size // 2 + 3
+    edge = size + 2
+    beside, above = slice(y - half, y + half), slice(x - half, x + half)
+    patches = panel[beside, :edge], panel[beside, -edge:], panel[:edge, above], panel[-edge:, above]
+    return "".join(letter_in(patch, size) for patch in patches)
+
+
+def test_letters_name_the_side_on_which_the_cube_is_seen(store):
+    """The cube is to the left, in front and above: beside, over or under it stand L, A and S."""
+    for record in store.records:
+        # The scans are canonical once stored, by nibabel's account too.
+        assert nibabel.aff2axcodes(np.reshape(record.affine_ras, (4, 4))) == ("R", "A", "S")
+        place = to_voxels(record, CENTRE)
+        montage = Montage(
+            record.shape,
+            record.spacing_mm,
+            at=tuple(place.tolist()),
+            side_px=600,
+            affine_ras=record.affine_ras,
+        )
+        picture = np.asarray(
+            montage.grey(store.pixels(record), (40.0, 4000.0))
+        )  # bone is grey, letters white
+        marks = montage.mark(place.tolist())
+        for plane, (x, y) in zip(montage._planes, marks, strict=True):
+            box = (plane.left, plane.top, plane.width, plane.height)
+            left, right, top, bottom = letters_around(picture, box, 27)
+            across = x / 100 * picture.shape[1] - plane.left < plane.width / 2
+            down = y / 100 * picture.shape[0] - plane.top < plane.height / 2
+            ends = {(left if across else right), (top if down else bottom)}
+            expected = {"LRAP": {"L", "A"}, "LRSI": {"L", "S"}, "APSI": {"A", "S"}}
+            axes = "".join(
+                sorted({left, right}, key="LRAPSI".index) + sorted({top, bottom}, key="LRAPSI".index)
+            )
+            assert ends == expected[axes]
+
+
+def test_letters_of_the_quality_page(store):
+    for record in store.records:
+        shown = outlined_planes(record, store.path / "shards")
+        data = base64.b64decode(shown["src"].partition(",")[2])
+        picture = np.asarray(Pillow.open(io.BytesIO(data)).convert("L"))
+        # Three panels with 6 px between them: x wide, x wide, y wide.
+        x, y, z = np.array(record.shape) * record.spacing_mm
+        scale = 888 / (2 * x + y)
+        wide, tall, high = round(x * scale), round(y * scale), round(z * scale)
+        assert letters_around(picture, (0, 0, wide, tall), 18) == "RLAP"
+        assert letters_around(picture, (wide + 6, 0, wide, high), 18) == "RLSI"
+        assert letters_around(picture, (2 * wide + 12, 0, tall, high), 18) == "APSI"

@@ -358,7 +358,10 @@ def _volume_pictures(
     spacing, window = record.spacing_mm or (1.0, 1.0, 1.0), window_of([item.finding])
     hottest, box = tuple(_hottest(item)), item.boxes[0]
     middle = ((box.x0 + box.x1) / 2, (box.y0 + box.y1) / 2, ((box.z0 or 0) + (box.z1 or 0)) / 2)
-    truth, found = (Montage(volume.shape, spacing, at=at, side_px=_MONTAGE_PX) for at in (middle, hottest))
+    truth, found = (
+        Montage(volume.shape, spacing, at=at, side_px=_MONTAGE_PX, affine_ras=record.affine_ras)
+        for at in (middle, hottest)
+    )
     return [
         {
             "src": volume_picture(volume, truth, window=window),
