@@ -66,8 +66,10 @@ class Model:
     def _image(self, source: Source) -> Image:
         if isinstance(source, Image):
             return source
-        volumes = isinstance(self.loaded.pixels, VolumeSpec)
-        return read_volume(Path(source)) if volumes else read_image(Path(source))
+        spec = self.loaded.pixels
+        if isinstance(spec, VolumeSpec):
+            return read_volume(Path(source), frame=spec.frame)
+        return read_image(Path(source))
 
     def sentences(self, text: str) -> list[str]:
         """Return the sentences that the retrieval view keeps of a text.
@@ -176,11 +178,15 @@ class Model:
         return stream.getvalue()
 
 
-def read_volume(path: Path) -> Image:
+def read_volume(path: Path, *, frame: int | None = None) -> Image:
     """Read the one volume of a folder of DICOM files, of an enhanced DICOM file, or of a NIfTI file in HU.
 
     Files of a folder that are not DICOM are passed over, and so are stacks of fewer slices than half of the
     largest one, such as localisers.
+
+    Args:
+        path: the folder or file.
+        frame: which volume of a NIfTI file with four axes, from 0.
 
     Raises:
         UsageError: the folder holds several volumes, or one slice.
@@ -188,7 +194,7 @@ def read_volume(path: Path) -> Image:
         InputError: there is no volume, or it cannot be read.
     """
     if path.is_file() and is_nifti(path):
-        return read_nifti(path, unit=Unit.HU)
+        return read_nifti(path, unit=Unit.HU, frame=frame)
     failed: list[InputError] = []
     files = sorted(each for each in path.rglob("*") if each.is_file()) if path.is_dir() else [path]
     series = find_series(files, on_error=lambda _, error: failed.append(error))

@@ -103,7 +103,7 @@ def show_volume(job: Job, spec: VolumeSpec, *, allow_gaps: bool, on_irregular: I
         IrregularSeries: no regular volume, and not to be mended.
         InputError: it cannot be read, or its values are no Hounsfield units.
     """
-    image, geometry, kind = _volume(job, allow_gaps=allow_gaps, on_irregular=on_irregular)
+    image, geometry, kind = _volume(job, spec.frame, allow_gaps=allow_gaps, on_irregular=on_irregular)
     notes = [*image.notes, *hu_check(image)]
     grid = spec.grid(image)
     stored = spec.apply(image, grid=grid)
@@ -133,10 +133,12 @@ def show_volume(job: Job, spec: VolumeSpec, *, allow_gaps: bool, on_irregular: I
     )
 
 
-def _volume(job: Job, *, allow_gaps: bool, on_irregular: Irregular) -> tuple[Image, Geometry, str]:
+def _volume(
+    job: Job, frame: int | None, *, allow_gaps: bool, on_irregular: Irregular
+) -> tuple[Image, Geometry, str]:
     path = Path(job.path)
     if path.name.lower().endswith(_NIFTI) or (job.series is None and kind_of(path) == "unknown"):
-        return read_nifti(path, unit=Unit.HU), Geometry("ok"), "nifti"
+        return read_nifti(path, unit=Unit.HU, frame=frame), Geometry("ok"), "nifti"
     series = job.series
     if series is None:  # its slices could not be read: reading them again says why
         found = find_series([path])

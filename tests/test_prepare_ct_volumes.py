@@ -115,8 +115,32 @@ def test_nifti_needs_a_place_and_one_frame(tmp_path):
     with pytest.raises(Exception, match="does not say how it lies"):
         show_volume(volume_job(tmp_path / "a.nii"), PLAIN, allow_gaps=False, on_irregular="reject")
     write_nifti(tmp_path / "b.nii", np.zeros((4, 5, 6, 3), np.int16), np.eye(4))
-    with pytest.raises(MultiFrame, match="holds 3 volumes"):
+    with pytest.raises(MultiFrame, match=r"holds 3 volumes\. .*medvl ct prepare that is --frame"):
         show_volume(volume_job(tmp_path / "b.nii"), PLAIN, allow_gaps=False, on_irregular="reject")
+
+
+def test_one_volume_of_four_axes_by_the_frame_of_the_spec(tmp_path):
+    usual = {"allow_gaps": False, "on_irregular": "reject"}
+    phases = place_hu(*np.indices((4, 5, 6))).astype(np.int16)[..., None] + np.array([0, 7, 20], np.int16)
+    write_nifti(tmp_path / "b.nii", phases, AFFINE)
+    write_nifti(tmp_path / "alone.nii", phases[..., 1], AFFINE)
+    expected = show_volume(volume_job(tmp_path / "alone.nii"), PLAIN, **usual).stored
+    second = PLAIN.model_copy(update={"frame": 1})
+    for name in ("b.nii", "alone.nii"):  # a file with three axes is the volume that it is
+        assert np.array_equal(show_volume(volume_job(tmp_path / name), second, **usual).stored, expected)
+    with pytest.raises(MultiFrame, match=r"volume 3 was asked for; the file holds volumes 0 … 2"):
+        show_volume(volume_job(tmp_path / "b.nii"), PLAIN.model_copy(update={"frame": 3}), **usual)
+    with pytest.raises(ConfigError, match=r"frame is -1: .*greater than or equal to 0"):
+        VolumeSpec.from_json({"frame": -1})
+
+
+def test_the_frame_is_in_the_digest_only_where_it_is_chosen():
+    """A store made before there was a frame keeps its digest."""
+    assert "frame" not in VolumeSpec().model_dump(mode="json")
+    assert VolumeSpec(frame=None) == VolumeSpec() and VolumeSpec().digest == "2e673bf323fca6ef"
+    chosen = VolumeSpec(frame=0)
+    assert chosen.digest != VolumeSpec().digest
+    assert VolumeSpec.from_json(chosen.model_dump(mode="json")) == chosen
 
 
 def test_values_that_are_no_hu_are_kept_with_a_note_or_refused(tmp_path):

@@ -12,7 +12,7 @@ from PIL import Image as Pillow
 
 from medvl.anatomy import PARTS
 from medvl.bundle import export, load_bundle
-from medvl.errors import CheckpointError, ConfigError, IrregularSeries, NotDicom, UsageError
+from medvl.errors import CheckpointError, ConfigError, IrregularSeries, MultiFrame, NotDicom, UsageError
 from medvl.evaluation.cases import choose_cases
 from medvl.evaluation.organs import organ_pool, part_vectors
 from medvl.evaluation.retrieval import Keys
@@ -291,6 +291,11 @@ def test_a_series_a_nifti_file_and_an_image_are_one_volume(tmp_path):
     vectors = [model.embed_image(source) for source in (tmp_path / "series", tmp_path / "v.nii.gz", image)]
     # NIfTI keeps its affine in 32 bits.
     assert np.allclose(vectors[0], vectors[2], atol=1e-6) and np.allclose(vectors[1], vectors[2], atol=1e-3)
+    phases = np.stack([image.array[0] * 0, image.array[0]], axis=-1)
+    nibabel.save(nibabel.Nifti1Image(phases, image.affine_ras), tmp_path / "phases.nii.gz")
+    assert np.array_equal(read_volume(tmp_path / "phases.nii.gz", frame=1).array, image.array)
+    with pytest.raises(MultiFrame, match="the file holds 2 volumes"):
+        model.stored(tmp_path / "phases.nii.gz")  # the spec of the model chooses none
     heat = model.heat_map(tmp_path / "series", "A nodule in the lung.")
     assert heat.shape == model.stored(image).shape and not np.isnan(heat).all()
     assert set(model.findings(image, ["lung_nodule"])) == {"lung_nodule"}

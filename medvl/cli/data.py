@@ -97,6 +97,7 @@ def _add_volumes(prepare: argparse.ArgumentParser) -> None:
     prepare.add_argument(
         "--structures", type=Path, help="YAML from names in the masks to parts; default: TotalSegmentator's"
     )
+    prepare.add_argument("--frame", type=int, help="which volume of a NIfTI with four axes, from 0 (refused)")
     prepare.add_argument("--allow-gaps", action="store_true", help="interpolate missing slices")
     prepare.add_argument(
         "--on-irregular",
@@ -116,7 +117,7 @@ def _pixels(arguments: argparse.Namespace) -> dict[str, Any]:
     given = arguments.spacing_mm
     spacing = {} if given is None else {"spacing_mm": tuple(given) if any(given) else None}
     return {
-        "pixels": {"crop": arguments.crop, **spacing},
+        "pixels": {"crop": arguments.crop, "frame": arguments.frame, **spacing},
         "masks": arguments.masks,
         "structures": arguments.structures,
         "allow_gaps": arguments.allow_gaps,

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from jaxtyping import Float, Int16, Shaped, UInt8
-from pydantic import Field, PositiveFloat, model_validator
+from pydantic import Field, PositiveFloat, model_serializer, model_validator
 
 from medvl.anatomy import PARTS
 from medvl.errors import BadAffine, ConfigError
@@ -55,6 +56,8 @@ class VolumeSpec(Spec):
         lowest_hu, highest_hu: values beyond become them, before any mean is taken; what is no number becomes
             the lowest.
         parts: names of the anatomical parts; a stored volume of parts holds k for part number k from 1.
+        frame: which volume of a file with four axes the readers take, from 0; None refuses such files. A file
+            with three axes holds one volume, which is taken whatever this is.
         version: of the rules above.
     """
 
@@ -66,6 +69,7 @@ class VolumeSpec(Spec):
     lowest_hu: int = Field(default=-1024, ge=-32768, le=32767)
     highest_hu: int = Field(default=3071, ge=-32768, le=32767)
     parts: tuple[str, ...] = PARTS["ct"]
+    frame: int | None = Field(default=None, ge=0)
     version: Literal[1] = 1
 
     @model_validator(mode="after")
@@ -73,6 +77,11 @@ class VolumeSpec(Spec):
         if self.highest_hu <= self.lowest_hu:
             raise ValueError(f"highest_hu is {self.highest_hu}; it must be above lowest_hu, {self.lowest_hu}")
         return self
+
+    @model_serializer(mode="wrap")
+    def _without_frame(self, handler: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+        """Leave a frame that is not chosen out of the digest: stores of volumes alone keep theirs."""
+        return {name: value for name, value in handler(self).items() if name != "frame" or value is not None}
 
     def grid(self, image: Image) -> VolumeGrid:
         """Return where the stored voxels of a volume lie.

@@ -104,7 +104,7 @@ def read_nifti(
     Args:
         path: a ``.nii`` or ``.nii.gz`` file.
         limits: what it may cost.
-        frame: which volume of a file with four axes, from 0.
+        frame: which volume of a file with four axes, from 0; a file with three axes has one, which is taken.
         unit: what a value means; the format cannot say. For CT, :attr:`medvl.images.Unit.HU`.
 
     Raises:
@@ -225,9 +225,14 @@ def _opened(path: Path) -> Iterator[tuple[io.BufferedIOBase, int, bool]]:
 
 
 def _frame(shape: tuple[int, ...], frame: int | None) -> int:
+    if len(shape) == 3:
+        return 0
     frames = math.prod(shape[3:])
     if frame is None and frames > 1:
-        raise MultiFrame(f"the file holds {frames} volumes.", hint=f"Choose one with frame=0 … {frames - 1}.")
+        raise MultiFrame(
+            f"the file holds {frames} volumes.",
+            hint=f"Choose one with frame=0 … {frames - 1}; for medvl ct prepare that is --frame.",
+        )
     if not 0 <= (frame or 0) < frames:
         raise MultiFrame(f"volume {frame} was asked for; the file holds volumes 0 … {frames - 1}.")
     return frame or 0
