@@ -163,6 +163,8 @@ def _parts(
     except (InputError, ConfigError) as error:
         return None, [f"mask not used: {error}"]
     told = list(notes)
+    if mask.shared:
+        told.append("the mask was drawn on another series of the same study and frame of reference")
     if not parts.any():
         told.append("the mask and the volume do not meet, or no structure of the mask belongs to a part")
     if "lungs" in spec.parts:

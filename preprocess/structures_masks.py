@@ -47,11 +47,19 @@ class Structure:
 
 @dataclass(frozen=True)
 class Mask:
-    """Where the mask of a volume lies and what its structures are."""
+    """Where the mask of a volume lies and what its structures are.
+
+    Attributes:
+        path: of the file or folder.
+        kind: of the mask.
+        structures: what it outlines.
+        shared: it was drawn on another series of the study.
+    """
 
     path: Path = field(repr=False)
     kind: Literal["labels", "folder", "segmentation"]
     structures: tuple[Structure, ...]
+    shared: bool = False
 
     def files(self) -> tuple[Path, ...]:
         """Return the files that hold its voxels."""

@@ -46,10 +46,13 @@ class Segmentation:
     Attributes:
         series: SeriesInstanceUIDs that it refers to.
         names: number of a segment to its name: its label, or the meaning of its code where that says more.
+        study, frame_of_reference: their UIDs; "" where they are not stated.
     """
 
     series: tuple[str, ...]
     names: Mapping[int, str]
+    study: str = ""
+    frame_of_reference: str = ""
 
 
 def segments_in(part10: Part10) -> Segmentation:
@@ -68,7 +71,12 @@ def segments_in(part10: Part10) -> Segmentation:
         number = numbers(item, "SegmentNumber")
         if number:
             names[int(number[0])] = _name(item)
-    return Segmentation(tuple(uid for uid in referenced if uid), names)
+    return Segmentation(
+        tuple(uid for uid in referenced if uid),
+        names,
+        text(dataset, "StudyInstanceUID"),
+        text(dataset, "FrameOfReferenceUID"),
+    )
 
 
 def _name(segment: Dataset) -> str:

@@ -4,58 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import highdicom
 import numpy as np
-import pydicom
 import pytest
 from ctcases import UID, axial_hu, write_nifti, write_series
-from highdicom.sr.coding import CodedConcept
+from maskcases import AFFINE, HEART, LUNG, NUMBER, expected, label_map, planned, shown
 
 from medvl.anatomy import PARTS
-from medvl.errors import BadAffine, BadImage, BadTable, MultiFrame, UsageError
-from medvl.preprocess.pictures import show_volume
-from medvl.preprocess.plan import Job
-from medvl.preprocess.planning import Tables, pair_source, plan_jobs, volume_source
-from medvl.preprocess.pseudonyms import Pseudonyms
-from medvl.preprocess.sources.pairing import Pairing
+from medvl.errors import BadAffine, BadImage, BadTable, UsageError
 from medvl.preprocess.structures import TOTAL, Structures
 from medvl.preprocess.structures_masks import Mask, Structure, read_parts
-from medvl.preprocess.structures_seg import read_segmentation
-from medvl.specs import VolumeSpec
-
-PLAIN = VolumeSpec(spacing_mm=None, crop="none")
-NUMBER = {part: number for number, part in enumerate(PARTS["ct"], start=1)}
-AFFINE = np.array([[-3.0, 0, 0, 12], [0, -2, 0, 8], [0, 0, 4, 100], [0, 0, 0, 1]])
-"""Of a series of ctcases as (column, row, slice) to RAS+ mm."""
-
-
-def planned(folder: Path, *, masks: Path | None = None) -> tuple[list[Job], Pairing]:
-    volumes = volume_source(PLAIN, "ct", masks=masks, structures=None)
-    paired, _ = pair_source(folder, Tables(), modality="ct", volumes=volumes)
-    return plan_jobs(folder, paired, ids=Pseudonyms(bytes(32)), split=(0.8, 0.1, 0.1), seed=0), paired
-
-
-def shown(job: Job):
-    return show_volume(job, PLAIN, allow_gaps=False, on_irregular="reject")
-
-
-def expected(stored_shape: tuple[int, int, int], *regions: tuple[tuple[slice, ...], str]) -> np.ndarray:
-    """Return parts on the stored grid of ctcases: (column, row, slice) turned to (right, front, top)."""
-    parts = np.zeros(stored_shape, np.uint8)
-    for region, part in regions:
-        parts[region] = NUMBER[part]
-    return parts[::-1, ::-1]
-
-
-HEART = (slice(2, 6), slice(3, 8), slice(1, 4))
-LUNG = (slice(6, 11), slice(0, 9), slice(0, 5))
-
-
-def label_map() -> np.ndarray:
-    values = np.zeros((12, 10, 6), np.uint8)
-    values[LUNG] = 4
-    values[HEART] = 9
-    return values
 
 
 def test_every_class_of_totalsegmentator_is_known():
@@ -163,74 +120,6 @@ def test_a_folder_of_binary_maps_and_the_smaller_structure_wins(tmp_path):
     (folder / "aorta.nii.gz").rename(folder / "pulmonary_vein.nii.gz")
     (job,), _ = planned(tmp_path)
     assert (shown(job).parts == truth).all()
-
-
-def write_seg(path: Path, slices: list[Path], kind: str = "BINARY", *, sparse: bool = True) -> None:
-    """Write lung and heart as a DICOM segmentation with highdicom, which knows the standard by itself."""
-    sources = [pydicom.dcmread(each) for each in slices]
-    values = label_map().transpose(2, 1, 0)
-    masks = np.stack([values == 4, values == 9], -1)
-    array = masks.astype(np.float32) if kind == "FRACTIONAL" else masks.astype(np.uint8)
-    algorithm = highdicom.AlgorithmIdentificationSequence(
-        "t", CodedConcept("123110", "DCM", "Artificial Intelligence"), "1"
-    )
-
-    def segment(number: int, label: str, code: CodedConcept) -> highdicom.seg.SegmentDescription:
-        return highdicom.seg.SegmentDescription(
-            number, label, CodedConcept("123037004", "SCT", "Anatomical Structure"), code,
-            highdicom.seg.SegmentAlgorithmTypeValues.AUTOMATIC, algorithm,
-        )  # fmt: skip
-
-    made = highdicom.seg.Segmentation(
-        sources,
-        array,
-        highdicom.seg.SegmentationTypeValues[kind],
-        [
-            segment(1, "Segment 1", CodedConcept("39607008", "SCT", "Lung")),
-            segment(2, "Heart", CodedConcept("80891009", "SCT", "Heart")),
-        ],
-        series_instance_uid=f"{UID}.77",
-        series_number=77,
-        sop_instance_uid=f"{UID}.77.1",
-        instance_number=1,
-        manufacturer="m",
-        manufacturer_model_name="m",
-        software_versions="1",
-        device_serial_number="1",
-        omit_empty_frames=sparse,
-    )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    made.save_as(path)
-
-
-@pytest.mark.filterwarnings("ignore::UserWarning")
-@pytest.mark.parametrize("kind", ["BINARY", "FRACTIONAL"])
-@pytest.mark.parametrize("sparse", [True, False])
-def test_a_dicom_segmentation(tmp_path, kind, sparse):
-    slices = write_series(tmp_path / "dicom", study=1, series=1)
-    write_series(tmp_path / "other", study=1, series=2)
-    write_seg(tmp_path / "seg/a.dcm", slices, kind, sparse=sparse)
-    jobs, paired = planned(tmp_path)
-    assert [job.mask is not None for job in sorted(jobs, key=lambda job: job.path)] == [True, False]
-    assert not [entry for entry in paired.unpaired if entry.reason != "image_without_report"]
-    volume = shown(next(job for job in jobs if job.mask))
-    assert (volume.parts == expected(volume.stored.shape, (LUNG, "lungs"), (HEART, "heart"))).all()
-
-
-@pytest.mark.filterwarnings("ignore::UserWarning")
-def test_a_segmentation_off_the_stack_costs_a_note_and_not_the_volume(tmp_path):
-    slices = write_series(tmp_path / "dicom", study=1, series=1)
-    write_seg(tmp_path / "seg/a.dcm", slices)
-    dataset = pydicom.dcmread(tmp_path / "seg/a.dcm")
-    place = dataset.PerFrameFunctionalGroupsSequence[2].PlanePositionSequence[0]
-    place.ImagePositionPatient[2] += 1.5
-    dataset.save_as(tmp_path / "seg/a.dcm")
-    with pytest.raises(MultiFrame, match="lie on no regular stack"):
-        read_segmentation(tmp_path / "seg/a.dcm")
-    (job,), _ = planned(tmp_path)
-    volume = shown(job)
-    assert volume.parts is None
-    assert "mask not used: the frames of the segmentation lie on no regular stack." in volume.about["notes"]
 
 
 def mask_of(path: Path, *named: tuple[int, str]) -> Mask:

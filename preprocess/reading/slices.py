@@ -107,6 +107,7 @@ class Slice:
         spacing_mm: between rows, and between columns.
         thickness_mm: SliceThickness; it says nothing of the spacing.
         localizer, colour: what kind of picture it is.
+        frame_of_reference: FrameOfReferenceUID; positions of one are positions of the same space.
         plain: how its pixels are read without the header, if they can be.
     """
 
@@ -125,6 +126,7 @@ class Slice:
     thickness_mm: float | None
     localizer: bool
     colour: bool
+    frame_of_reference: str = ""
     plain: Plain | None = field(default=None, compare=False, repr=False)
 
 
@@ -185,6 +187,7 @@ def _slice(path: Path, frame: int, dataset: Dataset, frames: int, *, colour: boo
         thickness_mm=thickness[0] if thickness else None,
         localizer="LOCALIZER" in text(dataset, "ImageType").upper().split("\\"),
         colour=colour,
+        frame_of_reference=text(dataset, "FrameOfReferenceUID"),
     )
 
 

@@ -71,12 +71,14 @@ class Masks:
         keyed: SeriesInstanceUID, StudyInstanceUID or stem of a volume → where its masks count → mask. Each
             patient's folder may hold a ``ct.nii.gz`` and a ``ct_seg.nii.gz``, so a stem alone is no key.
         beside: folder → mask of the only volume in it.
+        segmentations: DICOM segmentations with what their headers say, for other series of their study.
         taken: files that are masks or name their structures, and so neither images nor tables.
         notes: structures that are not known, numbers that were guessed.
     """
 
     keyed: dict[str, dict[Place, Mask]] = field(default_factory=dict)
     beside: dict[str, Mask] = field(default_factory=dict)
+    segmentations: list[tuple[Mask, Segmentation]] = field(default_factory=list)
     taken: set[Path] = field(default_factory=set)
     unpaired: list[Unpaired] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -141,7 +143,8 @@ class Masks:
 
     def every(self) -> list[Mask]:
         """Return all masks, some of them more than once."""
-        return [*(mask for places in self.keyed.values() for mask in places.values()), *self.beside.values()]
+        keyed = (mask for places in self.keyed.values() for mask in places.values())
+        return [*keyed, *self.beside.values(), *(mask for mask, _ in self.segmentations)]
 
 
 def find_masks(
@@ -208,11 +211,7 @@ def find_masks(
                 place=_place(file, folder) if whole else Place(where.as_posix()),
             )
             masks.taken.add(file.path)
-    for file, said in segmentations:
-        mask = Mask(file.path, "segmentation", _structures(said.names, structures))
-        for series in said.series or ("",):
-            masks.add((series,), mask)
-        masks.taken.add(file.path)
+    _add_segmentations(masks, segmentations, structures)
     masks.taken |= names.used
     known = {one.name for mask in masks.every() for one in mask.structures}
     masks.notes += structures.unknown(sorted(known))
@@ -222,6 +221,18 @@ def find_masks(
             "TotalSegmentator (task total, version 2); a file labels.yaml beside them says otherwise"
         )
     return masks
+
+
+def _add_segmentations(
+    masks: Masks, segmentations: Sequence[tuple[SourceFile, Segmentation]], structures: Structures
+) -> None:
+    for file, said in segmentations:
+        mask = Mask(file.path, "segmentation", _structures(said.names, structures))
+        for series in said.series or ("",):
+            masks.add((series,), mask)
+        if not any(entry.path == mask.path for entry in masks.unpaired):  # of a series that has one
+            masks.segmentations.append((mask, said))
+        masks.taken.add(file.path)
 
 
 def _by_folder(files: Sequence[SourceFile]) -> dict[Path, list[SourceFile]]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from medvl.preprocess.reading.geometry import Geometry
 from medvl.preprocess.reading.series import Series, find_series
 from medvl.preprocess.reading.slices import Slice
+from medvl.preprocess.sources.frames import SharedMasks
 from medvl.preprocess.sources.headers import FoundImage
 from medvl.preprocess.sources.items import Item
 from medvl.preprocess.sources.masks import Masks
@@ -77,11 +78,12 @@ def _judged(series: Series, first: FoundImage) -> Series:
 
 
 def with_masks(items: Sequence[Item], masks: Masks) -> list[Item]:
-    """Give each volume its mask: by series, by name, by study, or as the only volume beside it."""
+    """Give each volume its mask: by series, name or study, as the only volume beside it, or of its frame."""
     beside = Counter(item.path.parent for item in items if item.series is None)
     folders: dict[str, list[str]] = defaultdict(list)
     for item in items:
         folders[_stem(item)].append(item.path.parent.as_posix())
+    shared = SharedMasks(items, masks.segmentations)
     found = []
     for item in items:
         stem, folder = _stem(item), item.path.parent.as_posix()
@@ -93,6 +95,9 @@ def with_masks(items: Sequence[Item], masks: Masks) -> list[Item]:
             namesakes=[other for other in folders[stem] if other != folder],
             alone=item.series is None and beside[item.path.parent] == 1,
         )
+        if mask is None and item.series is not None:
+            mask = shared.find(item.series)
+            masks.used |= {mask.path} if mask else set()
         found.append(replace(item, mask=mask))
     return found
 
