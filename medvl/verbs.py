@@ -95,6 +95,7 @@ def phantom(
     level: str = "middle",
     size_px: int | None = None,
     unobservable: float = 0.3,
+    findings: Sequence[str] | None = None,
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> PhantomSummary:
@@ -110,8 +111,8 @@ def phantom(
     )
     size = {} if size_px is None else {"size_px": size_px}
     return write(
-        Path(out), n=n, seed=seed, level=level, unobservable=unobservable, workers=workers, progress=progress,
-        **size,
+        Path(out), n=n, seed=seed, level=level, unobservable=unobservable, findings=findings, workers=workers,
+        progress=progress, **size,
     )  # fmt: skip
 
 

@@ -335,3 +335,23 @@ def test_a_folder_with_something_else_is_left_alone(tmp_path):
         write_phantoms(tmp_path / "set", n=2, seed=1, size_px=48)
     with pytest.raises(BadTable, match=r"reports\.csv, labels\.csv, truth\.csv"):
         shortcut_probes(tmp_path)
+
+
+def test_a_set_may_be_asked_for_some_findings_only(tmp_path):
+    few = ("nodule", "cardiomegaly")
+    folder = tmp_path / "few"
+    summary = write_phantoms(folder, n=24, seed=3, size_px=48, workers=1, findings=few)
+    assert summary.findings == ["nodule", "cardiomegaly"] == list(summary.prevalence)
+    assert {row["label"] for row in table(folder, "truth.csv")} - {""} == set(few)
+    assert set(table(folder, "labels.csv")[0]) - set(few) == {"accession"}
+    whole = write_phantoms(tmp_path / "all", n=2, seed=3, size_px=48, workers=1)
+    assert (
+        write_phantoms(tmp_path / "named", n=2, seed=3, size_px=48, workers=1, findings=FINDINGS).hash
+        == whole.hash
+    )
+    with pytest.raises(UsageError, match="another phantom set"):
+        write_phantoms(folder, n=24, seed=3, size_px=48, workers=1)
+    with pytest.raises(UsageError, match=r"no phantom has the finding 'nodul'\..* Did you mean 'nodule'\?"):
+        write_phantoms(tmp_path / "x", n=2, seed=3, size_px=48, findings=["nodul"])
+    with pytest.raises(UsageError, match=r"no finding is allowed\. Allowed: nodule"):
+        write_phantoms(tmp_path / "x", n=2, seed=3, size_px=48, findings=[])

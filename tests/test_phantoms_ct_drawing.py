@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from dataclasses import replace
 
 import numpy as np
@@ -334,7 +335,7 @@ def test_every_finding_shows_even_in_small_volumes():
 def test_volumes_in_memory_refuse_what_they_cannot_draw():
     with pytest.raises(UsageError, match="size_px is 8"):
         draw_volumes(1, seed=[0], size_px=8)
-    with pytest.raises(UsageError, match="unknown finding 'nodule'"):
+    with pytest.raises(UsageError, match="no phantom has the finding 'nodule'"):
         draw_volumes(1, seed=[0], only=("nodule",))
     with pytest.raises(UsageError, match="Did you mean 'hard'"):
         draw_volumes(1, seed=[0], level="hardd")
@@ -348,3 +349,15 @@ def test_no_shortcut_tells_the_truth(tmp_path):
     for probe in summary.probes:
         # chance is ½ ± noise; one in 700 is beyond three standard errors, and some ten are asked
         assert probe.auroc <= 0.5 + 3 * probe.standard_error, probe
+
+
+def test_a_set_may_be_asked_for_some_findings_only(tmp_path):
+    few = ["pleural_effusion", "liver_lesion"]
+    summary = write_ct_phantoms(tmp_path / "few", n=12, seed=3, size_px=32, workers=1, findings=few, traps=0)
+    assert summary.findings == few == list(summary.prevalence)
+    with (tmp_path / "few" / "truth" / "truth.csv").open(newline="") as file:
+        assert {row["label"] for row in csv.DictReader(file)} == set(few)
+    with (tmp_path / "few" / "labels.csv").open(newline="") as file:
+        assert next(csv.reader(file)) == ["accession", *few]
+    with pytest.raises(UsageError, match=r"no phantom has the finding 'liver'"):
+        write_ct_phantoms(tmp_path / "x", n=2, seed=3, findings=["liver"])

@@ -116,11 +116,12 @@ def add_verbs(top: Verbs) -> None:
     phantom.add_argument("--n", type=int, default=200, help="studies (200)")
     phantom.add_argument("--seed", type=int, default=0)
     phantom.add_argument("--level", choices=("easy", "middle", "hard"), default="middle")
-    phantom.add_argument(
-        "--size-px", type=int, help="longest side: pixels of a film (256), voxels of a volume (64)"
-    )
+    phantom.add_argument("--size-px", type=int, help="longest side: pixels of a film (256), of a slice (80)")
     phantom.add_argument(
         "--unobservable", type=float, default=0.3, help="rate of sentences that the image cannot show (0.3)"
+    )
+    phantom.add_argument(
+        "--findings", nargs="+", metavar="NAME", help="the findings that a study may have; default: all"
     )
     phantom.add_argument("--workers", type=int, help="processes; default: all cores")
 
@@ -247,6 +248,7 @@ def _phantom(arguments: argparse.Namespace) -> int:
             level=arguments.level,
             size_px=arguments.size_px,
             unobservable=arguments.unobservable,
+            findings=arguments.findings,
             workers=arguments.workers,
             progress=bar,
         )

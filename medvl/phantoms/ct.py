@@ -18,7 +18,7 @@ from medvl.phantoms.cxr import PhantomSummary
 from medvl.phantoms.folder import begin, check_numbers, in_order, write_json, write_table
 from medvl.phantoms.probes import Probe, probe_all
 from medvl.phantoms.study import draw_patients
-from medvl.phantoms.truth import find_level
+from medvl.phantoms.truth import find_kinds, find_level
 from medvl.progress import Progress
 from medvl.specs import text_hash
 
@@ -49,6 +49,7 @@ def write_ct_phantoms(
     size_px: int = 80,
     unobservable: float = 0.3,
     traps: float = 0.06,
+    findings: Sequence[str] | None = None,
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> PhantomSummary:
@@ -77,6 +78,8 @@ def write_ct_phantoms(
         unobservable: chance that a report holds sentences that no image can show; 0 also leaves out
             indication, technique and comparison.
         traps: share of the studies that are a trap; see :data:`medvl.phantoms.ct_traps.TRAPS`.
+        findings: those that a study may have, of :data:`medvl.phantoms.CT_FINDINGS`; None for all. Labels
+            are of them alone.
         workers: processes; None takes the machine's cores for 16 studies and more.
         progress: called with done, total and a message.
 
@@ -95,13 +98,15 @@ def write_ct_phantoms(
     )
     if not 0 <= traps <= 1:
         raise UsageError(f"traps is {traps}, but it is a share from 0 to 1.", hint="Try 0.06.")
-    phantoms = CtPhantoms(n, seed, find_level(level), size_px, float(unobservable), float(traps))
+    only = find_kinds(findings, CT_FINDINGS)
+    phantoms = CtPhantoms(n, seed, find_level(level), size_px, float(unobservable), float(traps), only)
     asked: dict[str, Any] = {
         "studies": n,
         "seed": seed,
         "level": level,
         "size_px": size_px,
         "unobservable": float(unobservable),
+        "findings": list(only),
     }
     known = begin(out, {"modality": "ct", **asked, "traps": float(traps)}, modality="ct")
     if known is not None:
@@ -147,19 +152,18 @@ def _write_tables(out: Path, rows: Sequence[CtRows]) -> None:
 
 
 def _summary(rows: Sequence[CtRows], asked: dict[str, Any], *, patients: int) -> PhantomSummary:
-    found = np.array([[int(str(row.labels[kind])) for kind in CT_FINDINGS] for row in rows])
+    only = asked["findings"]
+    found = np.array([[int(str(row.labels[kind])) for kind in only] for row in rows])
     return PhantomSummary(
         notice=f"Synthetic: no patient, no clinical meaning. {NOTICE}",
         patients=patients,
         images=sum(len(row.series) for row in rows),
         hash=hashlib.sha256(b"".join(row.digest for row in rows)).hexdigest(),
-        prevalence={
-            kind: round(float(share), 4) for kind, share in zip(CT_FINDINGS, found.mean(0), strict=True)
-        },
+        prevalence={kind: round(float(share), 4) for kind, share in zip(only, found.mean(0), strict=True)},
         normal=round(float((found.max(1) == 0).mean()), 4),
         duplicates=round(1 - len({text_hash(row.report["report"]) for row in rows}) / len(rows), 4),
         pointing_chance=round(_pointing_chance(rows), 4),
-        probes=tuple(_probes(rows, found)),
+        probes=tuple(_probes(rows, only, found)),
         **asked,
     )
 
@@ -184,7 +188,7 @@ def _pointing_chance(rows: Sequence[CtRows], *, cells: int = 8) -> float:
     return float(np.mean(shares)) if shares else 0.0
 
 
-def _probes(rows: Sequence[CtRows], found: np.ndarray) -> list[Probe]:
+def _probes(rows: Sequence[CtRows], only: Sequence[str], found: np.ndarray) -> list[Probe]:
     tags = ("kind", "kernel", "contrast", "stored", "syntax", "manufacturer", "kvp", "names")
     one_hot = [
         np.array(
@@ -209,7 +213,7 @@ def _probes(rows: Sequence[CtRows], found: np.ndarray) -> list[Probe]:
         },
         {
             "any": found.max(1).astype(np.int64),
-            **{kind: found[:, index].astype(np.int64) for index, kind in enumerate(CT_FINDINGS)},
+            **{kind: found[:, index].astype(np.int64) for index, kind in enumerate(only)},
         },
         np.array([people[row.report["patient_id"]] for row in rows], np.int64),
     )

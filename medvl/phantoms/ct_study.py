@@ -49,11 +49,13 @@ class CtPhantoms:
     size_px: int
     unobservable: float
     traps: float
+    only: tuple[str, ...] = CT_FINDINGS
 
     def uid(self, *parts: object) -> str:
         """Return a UID of this set; sets that differ in anything share none."""
         whole = (self.seed, self.level.name, self.size_px, self.unobservable, self.traps, self.n)
-        return uid("ct", *whole, *parts)
+        fewer = self.only if self.only != CT_FINDINGS else ()
+        return uid("ct", *whole, *fewer, *parts)
 
     def trap(self, study: int) -> str:
         """Return the trap of a study, "" for most; every kind comes before any comes twice."""
@@ -120,7 +122,7 @@ class _Study:
             body, shift=(moved[0], moved[1], moved[2]), turn=body.turn + float(rng.uniform(-0.02, 0.02))
         )
         normal = rng.random() < _NORMAL
-        self.findings = () if normal else draw_ct_findings(rng, level=phantoms.level)
+        self.findings = () if normal else draw_ct_findings(rng, level=phantoms.level, only=phantoms.only)
         self.contrast = int(rng.random() < 0.4)
         self.accession = f"A{phantoms.uid('accession', number)[-9:]}"
         self.study_uid = phantoms.uid("study", number)
@@ -141,7 +143,7 @@ class _Study:
             },
             labels={
                 "accession": self.accession,
-                **{kind: int(any(f.kind == kind for f in self.findings)) for kind in CT_FINDINGS},
+                **{kind: int(any(f.kind == kind for f in self.findings)) for kind in phantoms.only},
             },
             sentences=self._sentences(writing),
         )

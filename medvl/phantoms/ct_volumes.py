@@ -19,7 +19,7 @@ from medvl.phantoms.ct_truth import (
     draw_ct_findings,
 )
 from medvl.phantoms.ct_wording import CtStatement, write_ct_report
-from medvl.phantoms.truth import find_level
+from medvl.phantoms.truth import find_kinds, find_level
 from medvl.records import Box
 from medvl.specs.volumes import VolumeGrid
 
@@ -104,9 +104,7 @@ def draw_volumes(
     """
     if size_px < 16:
         raise UsageError(f"size_px is {size_px}, but 16 or more can be drawn.", hint="Try size_px=48.")
-    unknown = sorted(set(only) - set(CT_FINDINGS))
-    if unknown:
-        raise UsageError(f"unknown finding '{unknown[0]}'.", hint=f"Allowed: {', '.join(CT_FINDINGS)}.")
+    only = find_kinds(only, CT_FINDINGS)
     shown, table = find_level(level), part_numbers()
     rng = np.random.default_rng(list(seed))
     slices = max(16, 8 * round(0.84 * size_px / 8))

@@ -14,7 +14,7 @@ from medvl.notice import NOTICE
 from medvl.phantoms.folder import begin, check_numbers, in_order, write_json, write_table
 from medvl.phantoms.probes import Probe, shortcut_probes
 from medvl.phantoms.study import Phantoms, StudyRows, draw_patients, write_patient
-from medvl.phantoms.truth import FINDINGS, find_level
+from medvl.phantoms.truth import FINDINGS, find_kinds, find_level
 from medvl.specs import text_hash
 
 __all__ = ["PhantomSummary", "write_phantoms"]
@@ -29,7 +29,7 @@ class PhantomSummary:
     Attributes:
         notice: the first line of the set's card.
         studies, patients, images: how many.
-        seed, level, size_px, unobservable: what was asked for.
+        seed, level, size_px, unobservable, findings: what was asked for.
         hash: SHA-256 over decoded pixels, boxes and reports.
         prevalence: share of studies with each finding.
         normal: share of studies without a finding.
@@ -46,6 +46,7 @@ class PhantomSummary:
     level: str
     size_px: int
     unobservable: float
+    findings: list[str]
     hash: str
     prevalence: dict[str, float]
     normal: float
@@ -81,6 +82,7 @@ def write_phantoms(
     level: str = "middle",
     size_px: int = 256,
     unobservable: float = 0.3,
+    findings: Sequence[str] | None = None,
     workers: int | None = None,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> PhantomSummary:
@@ -99,6 +101,8 @@ def write_phantoms(
         size_px: longer side of an image.
         unobservable: chance that a report holds sentences that no image can show; 0 also leaves out
             indication and comparison.
+        findings: those that a study may have, of :data:`medvl.phantoms.FINDINGS`; None for all. Labels are of
+            them alone.
         workers: processes; None takes the machine's cores for 64 studies and more.
         progress: called with done, total and a message.
 
@@ -115,13 +119,15 @@ def write_phantoms(
     check_numbers(
         n=n, seed=seed, size_px=size_px, unobservable=unobservable, workers=workers, sizes_px=(48, 4096)
     )
-    phantoms = Phantoms(n, seed, find_level(level), size_px, float(unobservable))
+    only = find_kinds(findings, FINDINGS)
+    phantoms = Phantoms(n, seed, find_level(level), size_px, float(unobservable), only)
     asked: dict[str, Any] = {
         "studies": n,
         "seed": seed,
         "level": level,
         "size_px": size_px,
         "unobservable": float(unobservable),
+        "findings": list(only),
     }
     known = begin(out, asked)
     if known is not None:
@@ -143,15 +149,13 @@ def write_phantoms(
     truth = [item for row in rows for item in row.truth]
     write_table(out / "truth.csv", truth)
     write_table(out / "sentences.csv", [item for row in rows for item in row.sentences])
-    found = np.array([[int(str(row.labels[kind])) for kind in FINDINGS] for row in rows])
+    found = np.array([[int(str(row.labels[kind])) for kind in only] for row in rows])
     summary = PhantomSummary(
         notice=f"Synthetic: no patient, no clinical meaning. {NOTICE}",
         patients=len(patients),
         images=len({item["sop_instance_uid"] for item in truth}),
         hash=hashlib.sha256(b"".join(row.digest for row in rows)).hexdigest(),
-        prevalence={
-            kind: round(float(share), 4) for kind, share in zip(FINDINGS, found.mean(0), strict=True)
-        },
+        prevalence={kind: round(float(share), 4) for kind, share in zip(only, found.mean(0), strict=True)},
         normal=round(float((found.max(1) == 0).mean()), 4),
         duplicates=round(1 - len({text_hash(row.report["report"]) for row in rows}) / n, 4),
         pointing_chance=round(_pointing_chance(truth), 4),

@@ -71,10 +71,8 @@ def shortcut_probes(folder: Path) -> list[Probe]:
         "acquisition": pd.get_dummies(images[list(_TAGS)].astype(str)).to_numpy(float),
     }
     groups = pd.factorize(reports["patient_id"])[0].astype(np.int64)
-    targets = {
-        "any": labels[list(FINDINGS)].to_numpy().max(1),
-        **{kind: labels[kind].to_numpy() for kind in FINDINGS},
-    }
+    kinds = [kind for kind in FINDINGS if kind in labels]
+    targets = {"any": labels[kinds].to_numpy().max(1), **{kind: labels[kind].to_numpy() for kind in kinds}}
     return probe_all(shortcuts, targets, groups)
 
 

@@ -55,10 +55,12 @@ class Phantoms:
     level: Level
     size_px: int
     unobservable: float
+    only: tuple[str, ...] = FINDINGS
 
     def uid(self, *parts: object) -> str:
         """Return a UID of this set; sets that differ in anything share none."""
-        return uid(self.seed, self.level.name, self.size_px, self.unobservable, self.n, *parts)
+        fewer = self.only if self.only != FINDINGS else ()
+        return uid(self.seed, self.level.name, self.size_px, self.unobservable, self.n, *fewer, *parts)
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,7 @@ def write_patient(
     findings: tuple[Finding, ...] | None = None
     for index in range(count):
         study_rng = np.random.default_rng([phantoms.seed, 2, first_study + index])
-        findings = _study_findings(study_rng, phantoms.level, findings)
+        findings = _study_findings(study_rng, phantoms, findings)
         date = date_of(day + 40 * index)
         home = folder / f"P{patient:05d}" / f"S{first_study + index:05d}"
         rows.append(
@@ -110,10 +112,10 @@ def write_patient(
 
 
 def _study_findings(
-    rng: np.random.Generator, level: Level, before: tuple[Finding, ...] | None
+    rng: np.random.Generator, phantoms: Phantoms, before: tuple[Finding, ...] | None
 ) -> tuple[Finding, ...]:
     """Half of the studies are normal; a later study repeats the earlier one's findings half of the time."""
-    fresh = draw_findings(rng, level=level) if rng.random() < 0.5 else ()
+    fresh = draw_findings(rng, level=phantoms.level, only=phantoms.only) if rng.random() < 0.5 else ()
     follow, step = rng.random() < 0.5, int(rng.integers(-1, 2))
     if before is None or not follow:
         return fresh
@@ -158,7 +160,7 @@ def _write_study(
         },
         labels={
             "accession": accession,
-            **{kind: int(any(f.kind == kind for f in findings)) for kind in FINDINGS},
+            **{kind: int(any(f.kind == kind for f in findings)) for kind in phantoms.only},
         },
         sentences=_sentence_rows(accession, writing),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,6 +21,7 @@ __all__ = [
     "Side",
     "draw_body",
     "draw_findings",
+    "find_kinds",
     "find_level",
 ]
 
@@ -168,10 +170,36 @@ def draw_body(rng: np.random.Generator, *, female: int) -> Body:
     )
 
 
-def draw_findings(rng: np.random.Generator, *, level: Level) -> tuple[Finding, ...]:
-    """Draw one to three findings of an abnormal study; no two sit in the same place."""
-    count = 1 + int(rng.choice(3, p=_HOW_MANY))
-    kinds = sorted(rng.choice(len(FINDINGS), size=count, replace=False, p=_WEIGHTS))
+def find_kinds(asked: Sequence[str] | None, known: Sequence[str]) -> tuple[str, ...]:
+    """Return the findings that a set may have, in the order of ``known``; None asks for all.
+
+    Raises:
+        UsageError: there is no such finding, or none was asked for.
+
+    Examples:
+        >>> find_kinds(["pneumothorax", "nodule"], FINDINGS)
+        ('nodule', 'pneumothorax')
+    """
+    if asked is None:
+        return tuple(known)
+    for name in asked:
+        if name not in known:
+            raise UsageError(f"no phantom has the finding '{name}'.", hint=nearest(name, known))
+    if not asked:
+        raise UsageError("no finding is allowed.", hint=f"Allowed: {', '.join(known)}.")
+    return tuple(name for name in known if name in asked)
+
+
+def draw_findings(
+    rng: np.random.Generator, *, level: Level, only: Sequence[str] = FINDINGS
+) -> tuple[Finding, ...]:
+    """Draw one to three findings of an abnormal study, of ``only``; no two sit in the same place."""
+    count = min(1 + int(rng.choice(3, p=_HOW_MANY)), len(only))
+    chances = _WEIGHTS
+    if len(only) < len(FINDINGS):
+        chances = np.where([name in only for name in FINDINGS], _WEIGHTS, 0.0)
+        chances = chances / chances.sum()
+    kinds = sorted(rng.choice(len(FINDINGS), size=count, replace=False, p=chances))
     found: list[Finding] = []
     for kind in kinds:
         for _attempt in range(8):
