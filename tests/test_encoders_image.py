@@ -11,6 +11,8 @@ from medvl.encoders.convolutional import _resnet
 from medvl.encoders.image import IMAGENET_MEAN, IMAGENET_STD, build_image_encoder
 from medvl.encoders.regions import cover, from_map
 from medvl.errors import ConfigError, MissingDependency
+from medvl.specs import VolumeInput
+from medvl.training.setup import fitted
 
 STARTER = importlib.util.find_spec("efficientnet_lite_pytorch") is not None
 VIT = {"size_px": [32, 32], "patch_px": 8, "width": 32, "hidden": 64, "layers": 2, "heads": 4}
@@ -183,6 +185,38 @@ def test_imagenet_constants():
 def test_refused_options(name, options, message):
     with pytest.raises(ConfigError, match=message):
         build_image_encoder(name, options)
+
+
+@pytest.mark.parametrize("axes", [2, 3])
+@pytest.mark.parametrize(("blocks", "least"), [((1,), 1), ((1, 1), 5), ((1, 1, 1), 13), ((1, 1, 1, 1), 29)])
+def test_densenet_says_how_small_images_may_be(axes, blocks, least):
+    """Stem: ⌈⌈n/2⌉/2⌉ = ⌈n/4⌉ cells; each transition halves them, rounding down; one must be left."""
+    options = {"axes": axes, "blocks": list(blocks), "init_features": 8, "growth_rate": 4}
+    encoder = build_image_encoder("densenet121", options).eval()
+    whole = (least,) * axes
+    assert (
+        encoder(torch.zeros(1, 1, *whole), torch.ones(1, *whole, dtype=torch.bool)).region_grid == (1,) * axes
+    )
+    build_image_encoder("densenet121", options | {"size_px": list(whole)})
+    small = (*whole[1:], least - 1)
+    if least == 1:
+        return
+    message = (
+        rf"have {' x '.join(map(str, small))} pixels; encoder 'densenet121' takes them from {least} along"
+    )
+    with pytest.raises(ConfigError, match=message):
+        encoder(torch.zeros(1, 1, *small), torch.ones(1, *small, dtype=torch.bool))
+    with pytest.raises(ConfigError, match=message):
+        build_image_encoder("densenet121", options | {"size_px": list(small)})
+
+
+def test_the_size_of_a_recipe_reaches_densenet():
+    with pytest.raises(ConfigError, match="encoder 'densenet121' takes them from 29 along each axis"):
+        build_image_encoder("densenet121", fitted("densenet121", {}, VolumeInput(size_px=(48, 40, 24))))
+    with pytest.raises(ConfigError, match="have 24 x 48 pixels"):  # of a slice, rows first
+        build_image_encoder("slices", {"encoder": "densenet121", "size_px": [48, 24, 8]})
+    tower = build_image_encoder("densenet121", {"size_px": [32, 32], "blocks": [1, 1], "growth_rate": 4})
+    assert "size_px" not in tower.architecture  # the weights fit every size
 
 
 def test_refused_pictures():

@@ -10,7 +10,7 @@ from monai.networks.nets import DenseNet, ResNet
 from pydantic import PositiveInt, validate_call
 from torch import Tensor, nn
 
-from medvl.encoders.regions import IMAGE_ENCODERS, ConvTower
+from medvl.encoders.regions import IMAGE_ENCODERS, ConvTower, check_least
 from medvl.errors import ConfigError
 
 __all__ = ["densenet121", "resnet", "resnet18", "resnet50"]
@@ -171,12 +171,31 @@ def densenet121(
     growth_rate: PositiveInt = 32,
     blocks: Sequence[PositiveInt] = (6, 12, 24, 16),
     norm: Norm = "batch",
+    size_px: Sequence[PositiveInt] | None = None,
 ) -> ConvTower:
     """Return a DenseNet (Huang et al. 2017), DenseNet-121 unless the options say otherwise.
 
     DenseNet-169 is ``blocks=(6, 12, 32, 32)``, -201 ``(6, 12, 48, 32)``, -264 ``(6, 12, 64, 48)``.
     The regions have a stride of 32 pixels with four blocks, half of that with each block less.
+
+    The stem divides a side by four and rounds up, each block but the last halves it and rounds down, so with
+    b blocks the shortest side that leaves a region is :math:`2^{b+1} - 3`: 29 pixels with four blocks.
+
+    Args:
+        axes: 2 for films and 3 for volumes; a recipe takes it from its input spec.
+        channels: of the images.
+        init_features: channels of the stem.
+        growth_rate: channels that a layer adds.
+        blocks: layers of each block.
+        norm: of the channels.
+        size_px: of the images, if known, so that too small ones are refused here.
+
+    Raises:
+        ConfigError: a side of ``size_px`` is too short.
     """
+    least_px = 2 ** (len(blocks) + 1) - 3
+    if size_px is not None:
+        check_least("densenet121", size_px, least_px=least_px)
     net = DenseNet(
         spatial_dims=axes,
         in_channels=channels,
@@ -201,5 +220,11 @@ def densenet121(
     }
     trunk = nn.Sequential(net.features, nn.ReLU())
     return ConvTower(
-        trunk, width=width, channels=channels, name="densenet121", architecture=options, axes=axes
+        trunk,
+        width=width,
+        channels=channels,
+        name="densenet121",
+        architecture=options,
+        axes=axes,
+        least_px=least_px,
     )

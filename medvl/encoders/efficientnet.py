@@ -28,6 +28,8 @@ class EfficientNetTower(ImageTower):
     of the fifth stage, four times as many and finer.
     """
 
+    least_px = 32  # below, the padding that was made for 224 pixels leaves less than a kernel
+
     def __init__(self, net: nn.Module, *, region_stride: int, architecture: Mapping[str, Any]) -> None:
         super().__init__(name="efficientnet_lite0", architecture=architecture)
         self.net = net

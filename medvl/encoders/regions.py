@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +16,16 @@ from medvl.encoders.tower import Tower
 from medvl.errors import ConfigError
 from medvl.features import ImageFeatures
 
-__all__ = ["IMAGE_ENCODERS", "ConvTower", "ImageTower", "cover", "from_map", "masked_mean", "part_cover"]
+__all__ = [
+    "IMAGE_ENCODERS",
+    "ConvTower",
+    "ImageTower",
+    "check_least",
+    "cover",
+    "from_map",
+    "masked_mean",
+    "part_cover",
+]
 
 IMAGE_ENCODERS: Catalogue[ImageTower] = Catalogue("image encoder")
 
@@ -24,13 +33,15 @@ IMAGE_ENCODERS: Catalogue[ImageTower] = Catalogue("image encoder")
 class ImageTower(Tower):
     """The base of the image encoders: :class:`medvl.features.ImageEncoder` with a training policy.
 
-    ``axes`` is 2 for films and 3 for volumes, whose tensors run along x, y and z.
+    ``axes`` is 2 for films and 3 for volumes, whose tensors run along x, y and z. ``least_px`` is the
+    shortest side from which every pooling still has something to pool.
     """
 
     width: int
     region_width: int
     channels: int
     axes: int = 2
+    least_px: int = 1
 
     def _check(self, images: Tensor) -> None:
         if images.ndim - 2 != self.axes:
@@ -43,6 +54,21 @@ class ImageTower(Tower):
                 f"the images have {images.shape[1]} channels; encoder '{self.name}' takes {self.channels}.",
                 hint="Set 'channels' of the encoder and of the input spec to the same number.",
             )
+        check_least(self.name, images.shape[2:], least_px=self.least_px)
+
+
+def check_least(name: str, size_px: Sequence[int], *, least_px: int) -> None:
+    """Refuse images that leave an encoder nothing to pool.
+
+    Raises:
+        ConfigError: a side below ``least_px``.
+    """
+    if min(size_px) < least_px:
+        raise ConfigError(
+            f"the images have {' x '.join(map(str, size_px))} pixels; encoder '{name}' takes them from "
+            f"{least_px} along each axis.",
+            hint="Change size_px of the input spec, or give the encoder fewer blocks.",
+        )
 
 
 class ConvTower(ImageTower):
@@ -62,9 +88,11 @@ class ConvTower(ImageTower):
         name: str,
         architecture: Mapping[str, Any],
         axes: int = 2,
+        least_px: int = 1,
     ) -> None:
         super().__init__(name=name, architecture=architecture)
         self.trunk = trunk
+        self.least_px = least_px
         self.width = self.region_width = width
         self.channels, self.axes = channels, axes
 
