@@ -6,6 +6,7 @@ import torch
 from safetensors.torch import load_file
 from tinyvolumes import write_volumes
 
+from medvl import recipes
 from medvl.data.augment import VolumeAugment, draw
 from medvl.encoders.image import build_image_encoder
 from medvl.errors import ConfigError
@@ -149,6 +150,15 @@ def test_a_run_ends_with_a_tower_that_an_alignment_can_start_from(store, tmp_pat
     ).load_weights(start.tensors)  # fmt: skip
     saved = load_file(tmp_path / "run" / "tower" / "image.safetensors")
     assert all(torch.equal(value, saved[name]) for name, value in again.state_dict().items())
+
+
+def test_the_recipe_of_ct_makes_the_tower_of_the_others():
+    recipe = recipes.resolve("dino", modality="ct")
+    assert isinstance(recipe, PretrainRecipe)
+    for name in ("global", "local-global"):
+        other = recipes.resolve(name, modality="ct")
+        assert (recipe.image.name, recipe.image.options) == (other.image.name, other.image.options)
+        assert recipe.input == other.input
 
 
 def test_small_views_have_as_many_sides_as_the_input():
