@@ -201,6 +201,19 @@ CXR = [
 ]  # fmt: skip
 
 CT = [
+    # a heading is no statement where the words behind it name the finding themselves
+    ("Lines and tubes: No catheter or pacemaker.", "-mat"),
+    ("Lines and tubes: Port catheter with its tip in the atrium.", "+mat"),
+    ("Lung nodules: No suspicious nodule.", "-nod"),
+    ("Lung nodules/masses: No nodule.", "-nod"),
+    ("Nodules: No new nodule.", ""),
+    ("Effusion: no pleural effusion is seen.", "-eff"),
+    ("Pleural effusion: pleural effusion has resolved.", "-eff"),
+    ("Emphysema: mild.", "+emph"),
+    # but one that says more than a name is one
+    ("Multiple nodules: no nodule is larger than 1 cm.", "+nod"),
+    ("Stable nodule: no new nodule.", "=nod"),
+    ("There is a nodule: no other nodule.", "+nod"),
     ("Heart contour and size are normal.", "-card"),
     ("Pleural effusion was not detected.", "-eff"),
     ("Pericardial effusion or thickening was not observed.", "-peri"),

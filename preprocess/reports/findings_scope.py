@@ -12,6 +12,8 @@ __all__ = ["claims_of", "named_in"]
 
 _REACH = 30
 """Marks that a scope may span; it bounds the work on any text."""
+_HEADING = 6
+"""Words of a heading from the finding to its colon, at most: "Nodules, masses and cysts:"."""
 _CHOICE = {"or", "comma", "degree", "", "and", "slash"}
 _NEAR = ("absent_near", "uncertain_near", "prior", "removed")
 _LASTING = ("fracture",)
@@ -54,7 +56,28 @@ class _Cues:
                     before += self._denied(claim.place, at)
             self._decide(claim, before, after)
         self._alternatives(self.found)
-        return [claim for claim in self.found if claim.state]
+        return [claim for claim in self.found if claim.state and not self._heads(claim)]
+
+    def _heads(self, claim: Claim) -> bool:
+        """Say whether a claim is but the heading of what is said of it: "Nodules: no suspicious nodule"."""
+        if claim.state != "present" or claim.cue >= 0:
+            return False
+        tokens, last = self.tokens, self.marks[claim.at].last
+        stops = (k for k in range(last + 1, min(last + _HEADING, len(tokens))) if tokens[k][0] in ":.;")
+        colon = next(stops, None)
+        if colon is None or tokens[colon][0] != ":":
+            return False
+        for j in range(claim.at, -1, -1):  # "multiple nodules: …" and "there are nodules: …" say more
+            entry = self.marks[j].entry
+            if entry.struct == "break":
+                break
+            if entry.struct == "degree" or entry.struct in VERBS:
+                return False
+        end = next((k for k in range(colon, len(tokens)) if tokens[k][0] == "."), len(tokens))
+        return any(
+            other.finding == claim.finding and colon < self.marks[other.at].first < end
+            for other in self.found
+        )
 
     def _side(self, i: int) -> str:
         """Say whether cue ``i`` speaks of what follows or of what came before."""
