@@ -38,8 +38,22 @@ class Road:
 ROADS = {
     "cxr": Road(1200, {}, "films", {"longest_px": 256}, "Large left pleural effusion."),
     "ct": Road(
-        700,
-        {"level": "easy", "size_px": 64},
+        800,
+        {
+            "level": "easy",
+            "size_px": 64,
+            # What voxels of 6 mm show.
+            "findings": (
+                "cardiomegaly",
+                "consolidation",
+                "emphysema",
+                "hiatal_hernia",
+                "liver_lesion",
+                "lung_opacity",
+                "pericardial_effusion",
+                "pleural_effusion",
+            ),
+        },
         "studies",
         {"spacing_mm": (6, 6, 6)},
         "Large right pleural effusion.",
@@ -94,7 +108,7 @@ def demo(
     Args:
         out: the folder that receives everything.
         modality: ``"cxr"`` or ``"ct"``.
-        n: phantom studies; 1,200 of films or 700 of volumes by default.
+        n: phantom studies; 1,200 of films or 800 of volumes by default.
         seed: of the phantoms and of the training.
         progress: called as the steps go by.
     """

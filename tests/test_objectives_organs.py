@@ -143,8 +143,8 @@ def attended(pool, o, regions):
         part = slice(h * size, (h + 1) * size)
         query = pool.query[o - 1][part]
         shares = oracles.softmax([(query @ (pool.key.weight @ y)[part]) / math.sqrt(size) for y in x])
-        seen.append(sum(a * (pool.value.weight @ y)[part] for a, y in zip(shares, x, strict=True)))
-    return torch.cat(seen) @ pool.out[o - 1] + pool.bias[o - 1]
+        seen.append(sum(a * y[part] for a, y in zip(shares, x, strict=True)))
+    return torch.cat(seen)
 
 
 def cases_of(image, text, o, pool):
@@ -290,6 +290,15 @@ def test_a_segmentation_keeps_the_query_inside_the_part():
     torch.testing.assert_close(pool(regions, inside)[:, 0], alone[:, 0])
 
 
+def test_the_query_of_one_region_is_that_region():
+    pool = OrganPool(parts=2, dim=DIM).double()
+    region = torch.randn(3, 1, DIM, dtype=D)
+    asked = pool(region, torch.ones(3, 1, 2, dtype=torch.bool))
+    ratio = asked / region  # so a sentence is looked for region by region in the space of the parts
+    torch.testing.assert_close(ratio, ratio[:, :1, :1].expand_as(ratio))
+    assert (ratio > 0).all()
+
+
 def test_a_part_outside_the_image_does_not_count():
     objective = build("organs", parts=3)
     image, text = features(6)
@@ -371,7 +380,7 @@ def test_queries_learn_where_their_part_is_without_a_segmentation():
         known = {"sentence_keys": parts * 4 + states, "sentence_parts": parts + 1}
         return states, image, TextFeatures(said.mean(dim=1), said, real, said, real, **known)
 
-    for _ in range(50):
+    for _ in range(120):
         _, image, text = batch(24)
         optimiser.zero_grad()
         objective(image, text, torch.eye(24)).total.backward()

@@ -19,12 +19,12 @@ __all__ = ["OrganPool", "TextParts", "normal_parts", "text_parts"]
 class OrganPool(nn.Module):
     """One vector for each part of the body: a learned query that attends to the regions of the part.
 
-    ``a_o = softmax_r(q_o·K x_r / √d)`` in each of ``heads`` slices of width d,
-    ``u_o = W_o Σ_r a_or V x_r + b_o``
+    ``a_o = softmax_r(q_o·K x_r / √d)`` and ``u_o = Σ_r a_or x_r`` in each of ``heads`` slices of width d
 
-    Notation: ``x`` are the regions at root-mean-square 1; ``q`` is ``query``, ``K`` ``key``, ``V`` ``value``,
-    ``W_o``, ``b_o`` ``out`` and ``bias``, all learned. The query needs no matrix of its own, and the one that
-    mixes the heads is ``W_o``.
+    Notation: ``x`` are the regions at root-mean-square 1, ``q`` is ``query`` and ``K`` is ``key``, both
+    learned. What is read are the regions themselves, not a projection of them: the query of a single region
+    is that region, so regions learn the space of the sentences that the parts are compared with, and a
+    sentence can be looked for region by region.
 
     Args:
         parts: how many.
@@ -39,7 +39,8 @@ class OrganPool(nn.Module):
         >>> pool(torch.randn(2, 9, 8), torch.ones(2, 9, 3) > 0).shape
         torch.Size([2, 3, 8])
 
-    Source: Shui et al. 2025 (fVLM), arXiv 2501.14548: queries over the tokens inside the organ's mask.
+    Source: Shui et al. 2025 (fVLM), arXiv 2501.14548: queries over the tokens inside the organ's mask; a
+    projection of each organ's own follows there.
     """
 
     def __init__(self, *, parts: int, dim: int, heads: int = 4) -> None:
@@ -52,9 +53,6 @@ class OrganPool(nn.Module):
         self.heads = heads
         self.query = nn.Parameter(torch.randn(parts, dim))
         self.key = nn.Linear(dim, dim, bias=False)
-        self.value = nn.Linear(dim, dim, bias=False)
-        self.out = nn.Parameter(torch.randn(parts, dim, dim) / math.sqrt(dim))
-        self.bias = nn.Parameter(torch.zeros(parts, dim))
 
     def forward(
         self, regions: Float[Tensor, "batch regions dim"], mask: Bool[Tensor, "batch regions parts"]
@@ -64,13 +62,11 @@ class OrganPool(nn.Module):
         # h: head, d: width of a head, o: part, r: region
         query = self.query.unflatten(-1, (self.heads, -1))
         key = self.key(x).unflatten(-1, (self.heads, -1))
-        value = self.value(x).unflatten(-1, (self.heads, -1))
         scores = torch.einsum("ohd,brhd->bhor", query, key) / math.sqrt(query.shape[-1])
         # A softmax over no region is NaN: a part that the image lacks looks everywhere, and is not compared.
         empty = (~mask & mask.any(dim=1, keepdim=True)).transpose(1, 2)
         attention = scores.masked_fill(empty[:, None], -math.inf).softmax(dim=-1)
-        seen = torch.einsum("bhor,brhd->bohd", attention, value).flatten(2)
-        return torch.einsum("boi,oij->boj", seen, self.out) + self.bias
+        return torch.einsum("bhor,brhd->bohd", attention, x.unflatten(-1, (self.heads, -1))).flatten(2)
 
 
 @dataclass(frozen=True)
