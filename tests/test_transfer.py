@@ -223,7 +223,11 @@ def test_films_have_labels_too_and_results_lie_beside_the_model(tmp_path):
     probed = transfer(tmp_path / "film", films, task="labels", resamples=50)
     assert probed.out == tmp_path / "film-transfer-labels-frozen"
     assert probed.value("auroc/nodule") > 0.9  # a bright square, which even a random tower tells
-    tuned = transfer(tmp_path / "film", films, task="labels", train="full", steps=3, resamples=50)
+    tuned = transfer(
+        tmp_path / "film", films, task="labels", train="full", start="random", share=0.75, steps=3,
+        resamples=50,
+    )  # fmt: skip
+    assert tuned.out == tmp_path / "film-transfer-labels-full-random-share-0.75"
     assert (tuned.out / "head.json").is_file() and 0 <= tuned.value("auroc/nodule") <= 1
 
 

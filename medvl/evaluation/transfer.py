@@ -95,7 +95,8 @@ def transfer(
     Args:
         model: a run (its best checkpoint is taken), a checkpoint, a bundle or a model directory.
         data: a record store with parts or labels, prepared by the model's own specs.
-        out: where results go; default: ``transfer-TASK-TRAIN`` beside the model's evaluation.
+        out: where results go; default: ``transfer-TASK-TRAIN`` beside the model's evaluation, with
+            ``-random`` and ``-share-SHARE`` where those are asked for.
         task: ``parts`` or ``labels``.
         train: how far the encoder trains: ``frozen``, ``lora`` or ``full``.
         start: ``model`` takes the encoder's weights; ``random`` new ones, which tells what they are worth.
@@ -136,7 +137,9 @@ def transfer(
     job = TransferJob(
         store, subject.loaded, learned, measured, tower, steps, batch, lr, seed, resamples, progress
     )
-    beside = subject.results.name.replace("evaluation", f"transfer-{task}-{train}")
+    name = f"transfer-{task}-{train}" + ("-random" if start == "random" else "")
+    name += f"-share-{share:g}" if share < 1 else ""  # so that what is compared stands side by side
+    beside = subject.results.name.replace("evaluation", name)
     out = Path(out) if out is not None else subject.results.with_name(beside)
     out.mkdir(parents=True, exist_ok=True)
     numbers = (learn_parts if task == "parts" else learn_labels)(job, out, left_out)
