@@ -109,9 +109,19 @@ class Model:
         scores = ZeroShot(self.loaded, self.prompts, names).scores(self.embed_image(source)[None])[0]
         return dict(sorted(zip(names, map(float, scores), strict=True), key=lambda pair: -pair[1]))
 
-    def heat_map(self, source: Source, phrase: str) -> Float[np.ndarray, "..."]:
-        """Return the similarity of each place of the stored film or volume to a phrase, NaN off it."""
-        return phrase_map(self.loaded, self.stored(source), self.sentences(phrase))
+    def heat_map(
+        self, source: Source, phrase: str, *, against: str | None = None
+    ) -> Float[np.ndarray, "..."]:
+        """Return the similarity of each place of the stored film or volume to a phrase, NaN off it.
+
+        Args:
+            source: the film or volume.
+            phrase: a sentence, such as "Right pleural effusion."
+            against: what would be said if it were not so, such as "No pleural effusion."; the map is then
+                that of the difference, which is what a model trained organ by organ has learned.
+        """
+        without = () if against is None else self.sentences(against)
+        return phrase_map(self.loaded, self.stored(source), self.sentences(phrase), against=without)
 
     def search(
         self,

@@ -50,9 +50,9 @@ def unit(vector: np.ndarray) -> np.ndarray:
 def test_checkpoint_bundle_onnx_and_a_folder_of_dicom_agree(tmp_path):
     """A study of the store by weights, bundle, ONNX and its own series, in one window and in many.
 
-    The crop of 24 × 16 × 16 voxels is smaller than the volumes; of several windows the vector is the mean
-    of theirs before normalising, weighted by the voxels of the scan; ONNX gives unit vectors, so it is held
-    window by window.
+    The crop of 24 × 16 × 18 voxels is smaller than the volumes, and no multiple of the stride. Of several
+    windows the vector is the mean of theirs before normalising, weighted by the voxels of the scan; ONNX
+    gives unit vectors, so it is held window by window.
     """
     import onnxruntime
 
@@ -61,7 +61,7 @@ def test_checkpoint_bundle_onnx_and_a_folder_of_dicom_agree(tmp_path):
     spec = VolumeSpec(spacing_mm=(9.0, 9.0, 9.0))
     prepare(source, out, modality="ct", pixels=spec, key=bytes(32), workers=1)
     store = Store(out)
-    crop = "input={kind: volume, size_px: [24, 16, 16], windows: [[0.0, 2000.0]], fit: crop}"
+    crop = "input={kind: volume, size_px: [24, 16, 18], windows: [[0.0, 2000.0]], fit: crop}"
     recipe = load_recipe(RECIPE).with_overrides(
         [*SMALL, crop, "projection.dim=16", "schedule.steps=3", "data.batch=4", "data.split_seed=0"]
     )

@@ -298,6 +298,12 @@ def test_a_series_a_nifti_file_and_an_image_are_one_volume(tmp_path):
         model.stored(tmp_path / "phases.nii.gz")  # the spec of the model chooses none
     heat = model.heat_map(tmp_path / "series", "A nodule in the lung.")
     assert heat.shape == model.stored(image).shape and not np.isnan(heat).all()
+    # A map is linear in its phrase: that of a difference is the difference of two maps, up to its length.
+    none = model.heat_map(image, "No nodule in the lung.")
+    towards = model.heat_map(image, "A nodule in the lung.", against="No nodule in the lung.")
+    ratio = (model.heat_map(image, "A nodule in the lung.") - none) / towards
+    far = np.abs(towards) > 0.01
+    assert far.any() and np.allclose(ratio[far], np.median(ratio[far]), rtol=1e-2) and ratio[far][0] > 0
     assert set(model.findings(image, ["lung_nodule"])) == {"lung_nodule"}
 
 

@@ -130,7 +130,7 @@ def masked_mean(
     return torch.einsum("brw,br->bw", regions, weights)
 
 
-_POOLS = {2: (F.max_pool2d, F.adaptive_max_pool2d), 3: (F.max_pool3d, F.adaptive_max_pool3d)}
+_POOLS = {2: F.max_pool2d, 3: F.max_pool3d}
 
 
 def cover(
@@ -143,15 +143,19 @@ def cover(
         >>> mask[0, 3, 3] = True
         >>> cover(mask, (2, 2)).tolist()
         [[False, False, False, True]]
+        >>> cover(mask, (3, 1)).tolist()  # a cell of a third is two pixels long, and shares one with the next
+        [[False, False, True]]
     """
     sides = tuple(int(side) for side in image_mask.shape[1:])
-    pool, adaptive_pool = _POOLS[len(sides)]
     pixels = image_mask[:, None].float()
-    if all(side % cells == 0 for side, cells in zip(sides, grid, strict=True)):  # this form exports to ONNX
-        seen = pool(pixels, tuple(side // cells for side, cells in zip(sides, grid, strict=True)))
-    else:
-        seen = adaptive_pool(pixels, grid)
-    return seen.flatten(1) > 0
+    if all(side % cells == 0 for side, cells in zip(sides, grid, strict=True)):
+        strides = tuple(side // cells for side, cells in zip(sides, grid, strict=True))
+        return _POOLS[len(sides)](pixels, strides).flatten(1) > 0
+    # Adaptive pooling, axis by axis: torch's own has no counterpart in ONNX.
+    for axis, (side, cells) in enumerate(zip(sides, grid, strict=True), start=2):
+        ends = [(side * i // cells, -(-side * (i + 1) // cells)) for i in range(cells)]
+        pixels = torch.stack([pixels.narrow(axis, a, b - a).amax(axis) for a, b in ends], dim=axis)
+    return pixels.flatten(1) > 0
 
 
 def part_cover(

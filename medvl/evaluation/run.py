@@ -167,7 +167,14 @@ def evaluate(
     grounds = grounding_section(
         cases,
         embedded,
-        {finding: phrase_vector(subject.loaded, wording.of(finding).positive) for finding in boxed},
+        {
+            finding: phrase_vector(
+                subject.loaded,
+                wording.of(finding).positive,
+                against=wording.of(finding).negative if volumes else (),
+            )
+            for finding in boxed
+        },
         input=subject.loaded.input,
         progress=progress,
         **draws,
@@ -268,7 +275,8 @@ def _protocol(subject: Subject, wording: Prompts, scored: Scored) -> dict[str, A
         "ties": "expected value over every order that ties allow; similarities within 1e-6 tie",
         "prompts": {"version": wording.version, "digest": wording.digest},
         "prompts_from_template": [name for name in scored.curves if name not in wording.findings],
-        "grounding_phrase": "the finding's positive prompts, without side",
+        "grounding_phrase": "the finding's positive prompts, without side"
+        + (", less its negative prompts" if noun == "volume" else ""),
         "grounding_space": "region projection" if local else f"projection of the whole {noun}",
         "heat_map_sigma_share_of_side": SIGMA,
         "iou_thresholds": list(THRESHOLDS),

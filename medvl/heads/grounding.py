@@ -90,8 +90,15 @@ def volume_vectors(loaded: LoadedModel, volume: Int16[np.ndarray, "x y z"]) -> I
 
 
 @torch.inference_mode()
-def phrase_vector(loaded: LoadedModel, sentences: Sequence[str]) -> Float[np.ndarray, " dim"]:
-    """Return the unit vector that regions are compared with: the mean of the sentences, each on its own.
+def phrase_vector(
+    loaded: LoadedModel, sentences: Sequence[str], *, against: Sequence[str] = ()
+) -> Float[np.ndarray, " dim"]:
+    r"""Return the unit vector that regions are compared with: the mean of the sentences, each on its own.
+
+    With sentences ``against`` it is the direction from them, $t^+ - t^-$ at length 1: a map then shows what
+    the zero-shot score of the two is made of. A model that contrasts sentences within an organ alone, as
+    :mod:`medvl.objectives.organs` does, has learned this difference, and not whether a sentence of one organ
+    is nearer to a place than one of another organ.
 
     A model with a local term has a space of regions and sentences, and is asked there; without one, the
     regions took the projection of the whole film and are compared with the whole text, as a class
@@ -104,11 +111,19 @@ def phrase_vector(loaded: LoadedModel, sentences: Sequence[str]) -> Float[np.nda
         raise UsageError("there are 0 sentences to look for; at least 1 is needed.")
     features = loaded.model.encode_text(*loaded.text_tensors([[sentence] for sentence in sentences]))
     vectors = features.sentences[:, 0] if loaded.model.local else features.pooled
-    return prompt_vector(vectors.float().cpu().numpy())
+    towards = prompt_vector(vectors.float().cpu().numpy())
+    if not against:
+        return towards
+    direction = towards - phrase_vector(loaded, against)
+    return direction / max(float(np.linalg.norm(direction)), 1e-12)
 
 
 def phrase_map(
-    loaded: LoadedModel, stored: Shaped[np.ndarray, "..."], sentences: Sequence[str]
+    loaded: LoadedModel,
+    stored: Shaped[np.ndarray, "..."],
+    sentences: Sequence[str],
+    *,
+    against: Sequence[str] = (),
 ) -> Float[np.ndarray, "..."]:
     """Return where on a stored film or volume the sentences are: cosine, smoothed, NaN where nobody looked.
 
@@ -116,13 +131,14 @@ def phrase_map(
         loaded: the model with its specs.
         stored: a stored array.
         sentences: what to look for.
+        against: what to look away from, see :func:`phrase_vector`.
 
     Raises:
         UsageError: there are no sentences.
     """
     volumes = isinstance(loaded.input, VolumeInput)
     found = volume_vectors(loaded, stored) if volumes else image_vectors(loaded, [stored])
-    phrase = phrase_vector(loaded, sentences)
+    phrase = phrase_vector(loaded, sentences, against=against)
     cells = cell_map(found.regions[0], phrase, grid=found.grid, mask=found.mask[0])
     return heat_map(cells, input=found.lattice or loaded.input, shape=stored.shape)
 
