@@ -114,18 +114,22 @@ def test_a_loss_that_is_not_finite_stops():
 # --- heads on disk ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("train", ["frozen", "lora", "full"])
+@pytest.mark.parametrize("train", ["frozen", "random", "lora", "full"])
 @pytest.mark.parametrize("kind", ["parts", "labels"])
 def test_a_head_is_read_as_it_was_written(kind, train, tmp_path):
     loaded = loaded_model(pool="attention")
-    tower = tower_to_train(loaded.model, train)
+    if train == "random":  # frozen, and yet not the model's own
+        torch.manual_seed(1)
+        tower = tower_to_train(loaded.model, "frozen", start="random")
+    else:
+        tower = tower_to_train(loaded.model, train)
     if kind == "parts":
         net = Segmenter(tower, parts=("a", "b"), size_px=INPUT.size_px, width=4)
         fit_head(net, tiny_rows(parts=True), loss=part_loss, steps=2, lr=1e-2)
     else:
         net = Classifier(tower, labels=2, pool=copy.deepcopy(loaded.model.image_pool))
         fit_head(net, tiny_rows(parts=False), loss=label_loss, steps=2, lr=1e-2)
-    write_head(tmp_path, net, names=("a", "b"), model_digest=loaded.digest)
+    write_head(tmp_path, net, names=("a", "b"), loaded=loaded)
     assert (tmp_path / "image.safetensors").is_file() == (train != "frozen")
     again = read_head(tmp_path, loaded)
     images, mask, _ = next(iter(tiny_rows(parts=True)))
@@ -144,7 +148,7 @@ def tiny_rows(*, parts):
 def test_a_head_of_another_model_or_a_damaged_one_is_refused(tmp_path):
     loaded = loaded_model()
     net = Classifier(tower_to_train(loaded.model, "frozen"), labels=1)
-    write_head(tmp_path, net, names=("a",), model_digest=loaded.digest)
+    write_head(tmp_path, net, names=("a",), loaded=loaded)
     about = json.loads((tmp_path / "head.json").read_text())
     with pytest.raises(DigestMismatch, match="0" * 32):
         (tmp_path / "head.json").write_text(json.dumps({**about, "model_digest": "0" * 32}))
@@ -159,7 +163,7 @@ def test_a_head_of_another_model_or_a_damaged_one_is_refused(tmp_path):
         (tmp_path / "head.json").write_text(json.dumps({"format": about["format"]}))
         read_head(tmp_path, loaded)
     net.head.bias.data.fill_(torch.nan)
-    write_head(tmp_path, net, names=("a",), model_digest=loaded.digest)
+    write_head(tmp_path, net, names=("a",), loaded=loaded)
     with pytest.raises(CheckpointError, match=r"tensor head\.bias of the head holds NaN"):
         read_head(tmp_path, loaded)
 

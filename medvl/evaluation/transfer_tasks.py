@@ -122,7 +122,7 @@ def learn_parts(job: TransferJob, out: Path, left_out: Counter[str]) -> dict[str
 
     batches = job.batches(taught=taught, parts=True)
     fit_head(net, batches, loss=part_loss, steps=job.steps, lr=job.lr, progress=job.progress)
-    write_head(out, net, names=parts, model_digest=job.loaded.digest)
+    write_head(out, net, names=parts, loaded=job.loaded)
     scores = []
     for done, record in enumerate(job.test, start=1):
         found = segment(net, job.store.pixels(record), input=input)
@@ -228,7 +228,7 @@ def _tune(
     truth = torch.from_numpy(learned.astype(np.float32))
     batches = job.batches(taught=lambda rows, _: truth[list(rows)], parts=False)
     fit_head(net, batches, loss=label_loss, steps=job.steps, lr=job.lr, progress=job.progress)
-    write_head(out, net, names=tuple(findings), model_digest=job.loaded.digest)
+    write_head(out, net, names=tuple(findings), loaded=job.loaded)
     scores = job.answers(job.test, net, what="scoring")
     numbers = {}
     for column, finding in enumerate(findings):

@@ -1,4 +1,4 @@
-"""A trained head in a folder: its tensors, what it belongs to, and the encoder where that was trained too."""
+"""A trained head in a folder: its tensors, what it belongs to, and its encoder if it is not the model's."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -29,27 +30,31 @@ _HINT = "Write it again with the transfer that made it."
 
 
 def write_head(
-    folder: Path, net: Segmenter | Classifier, *, names: tuple[str, ...], model_digest: str
+    folder: Path, net: Segmenter | Classifier, *, names: tuple[str, ...], loaded: LoadedModel
 ) -> None:
     """Write a head into a folder; ``head.json`` comes last.
 
-    An encoder that was trained with it goes into ``image.safetensors`` and ``image.json``, from which another
-    run can start (``image.weights``); a frozen one stays in its model.
+    An encoder with other weights than the model's goes into ``image.safetensors`` and ``image.json``, from
+    which another run can start (``image.weights``); the model's own stays there.
 
     Args:
         folder: made if it is missing.
         net: the head on its encoder.
         names: of its parts or labels.
-        model_digest: of the model that the encoder came from.
+        loaded: the model that the encoder came from.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / ABOUT).unlink(missing_ok=True)
-    trained = net.encoder.policy != "frozen"
-    if trained:
-        tower = copy.deepcopy(net.encoder)
-        if tower.lora is not None:
-            merge_lora(tower)
-        save_file(_plain(tower.state_dict()), folder / IMAGE)
+    for name in (ABOUT, IMAGE, IMAGE_ABOUT):
+        (folder / name).unlink(missing_ok=True)
+    tower = copy.deepcopy(net.encoder)
+    if tower.lora is not None:
+        merge_lora(tower)
+    image = _plain(tower.state_dict())
+    model = _plain(tower_to_train(loaded.model, "frozen").state_dict())
+    # A frozen encoder may be another one, too: that of random weights.
+    other = any(not torch.equal(value, model[name]) for name, value in image.items())
+    if other:
+        save_file(image, folder / IMAGE)
         about = {"name": tower.name, "architecture": tower.architecture}
         write_atomic(folder / IMAGE_ABOUT, (json.dumps(about, indent=1) + "\n").encode())
     own = {name: value for name, value in net.state_dict().items() if not name.startswith("encoder.")}
@@ -59,8 +64,8 @@ def write_head(
         "kind": "parts" if isinstance(net, Segmenter) else "labels",
         "names": list(names),
         "width": net.width if isinstance(net, Segmenter) else None,
-        "encoder_trained": trained,
-        "model_digest": model_digest,
+        "own_encoder": other,
+        "model_digest": loaded.digest,
     }
     write_atomic(folder / ABOUT, (json.dumps(values, indent=1) + "\n").encode())
 
@@ -80,10 +85,10 @@ def read_head(folder: Path, loaded: LoadedModel) -> Segmenter | Classifier:
         about: Any = parse_json((folder / ABOUT).read_text("utf-8"), what=ABOUT)
         if about["format"] != FORMAT:
             raise CheckpointError(f"the head has format {about['format']!r}; this version reads {FORMAT!r}.")
-        names, trained = [str(name) for name in about["names"]], bool(about["encoder_trained"])
+        names, other = [str(name) for name in about["names"]], bool(about["own_encoder"])
         kind, width, digest = str(about["kind"]), about["width"], str(about["model_digest"])
         tensors = load_file(folder / HEAD)
-        image = load_file(folder / IMAGE) if trained else {}
+        image = load_file(folder / IMAGE) if other else {}
     except (OSError, ConfigError, SafetensorError, KeyError, TypeError, UnicodeDecodeError) as error:
         raise CheckpointError(f"the head cannot be read: {error}.", hint=_HINT) from error
     if digest != loaded.digest:
@@ -92,7 +97,7 @@ def read_head(folder: Path, loaded: LoadedModel) -> Segmenter | Classifier:
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
             raise CheckpointError(f"tensor {name} of the head holds NaN or infinity.", hint=_HINT)
     tower: ImageTower = tower_to_train(loaded.model, "frozen")
-    if trained:
+    if other:
         tower.load_weights(image)
     net: Segmenter | Classifier
     if kind == "parts":
