@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -127,31 +127,46 @@ def _fit(
     groups: np.ndarray,
     *,
     seed: int,
-) -> Any:
+) -> Callable[[np.ndarray], np.ndarray]:
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
-    from sklearn.model_selection import StratifiedGroupKFold
+    from threadpoolctl import threadpool_limits
 
     centre, spread = vectors.mean(0), vectors.std(0) + 1e-6
 
-    def model(rows: Any, penalty: float) -> Any:
+    def model(rows: Any, penalty: float) -> Callable[[np.ndarray], np.ndarray]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # weak penalties on few rows stop at the cap
             fitted = LogisticRegression(C=penalty, max_iter=200)
-            return fitted.fit((vectors[rows] - centre) / spread, truth[rows])
+            fitted.fit((vectors[rows] - centre) / spread, truth[rows])
+        return lambda others: fitted.decision_function((others - centre) / spread)
+
+    # Threads would wait for each other longer than problems as small as these take.
+    with threadpool_limits(1):
+        chosen = model(slice(None), _penalty(vectors, truth, groups, model, seed=seed))
+    return chosen
+
+
+def _penalty(
+    vectors: Float[np.ndarray, "rows width"],
+    truth: Bool[np.ndarray, " rows"],
+    groups: np.ndarray,
+    model: Callable[[Any, float], Callable[[np.ndarray], np.ndarray]],
+    *,
+    seed: int,
+) -> float:
+    """Return the penalty of the least cross-entropy on held-out groups; 1 where a class has one group."""
+    from sklearn.model_selection import StratifiedGroupKFold
 
     people = min(len(np.unique(groups[truth])), len(np.unique(groups[~truth])))
-    best = 1.0
-    if people > 1:
-        folds = StratifiedGroupKFold(min(5, people), shuffle=True, random_state=seed)
-        losses = np.zeros(len(PENALTIES))
-        for inner, held in folds.split(vectors, truth, groups):
-            if truth[inner].all() or not truth[inner].any():
-                continue
-            for index, penalty in enumerate(PENALTIES):
-                found = model(inner, penalty)
-                odds = found.decision_function((vectors[held] - centre) / spread)
-                losses[index] += np.logaddexp(0, np.where(truth[held], -odds, odds)).sum()
-        best = PENALTIES[int(np.argmin(losses))]
-    chosen = model(slice(None), best)
-    return lambda others: chosen.decision_function((others - centre) / spread)
+    if people < 2:
+        return 1.0
+    folds = StratifiedGroupKFold(min(5, people), shuffle=True, random_state=seed)
+    losses = np.zeros(len(PENALTIES))
+    for inner, held in folds.split(vectors, truth, groups):
+        if truth[inner].all() or not truth[inner].any():
+            continue
+        for index, penalty in enumerate(PENALTIES):
+            odds = model(inner, penalty)(vectors[held])
+            losses[index] += np.logaddexp(0, np.where(truth[held], -odds, odds)).sum()
+    return PENALTIES[int(np.argmin(losses))]

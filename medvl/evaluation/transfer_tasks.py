@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -84,19 +85,26 @@ class TransferJob:
         self, records: Sequence[Record], ask: Callable[[Tensor, Tensor], Tensor], *, what: str
     ) -> Float[np.ndarray, "records width"]:
         """Return the answer for each record; of larger volumes, the mean over crops by voxels of the scan."""
-        input, rows = self.loaded.input, []
-        for done, record in enumerate(records, start=1):
-            summed, voxels = np.zeros(0), 0.0
-            for pair in _windows(input, self.store.pixels(record)):
-                image, mask = (torch.from_numpy(np.stack([array])).to(self.loaded.device) for array in pair)
-                with torch.inference_mode():
-                    found = ask(image, mask)[0].double().cpu().numpy()
-                summed = found * mask.sum().item() + (summed if len(summed) else 0)
-                voxels += mask.sum().item()
-            rows.append(summed / max(voxels, 1.0))
+        device, voxels = self.loaded.device, np.zeros(len(records))
+        summed: list[Any] = [0.0] * len(records)
+        tensors = (
+            (row, *pair)
+            for row, record in enumerate(records)
+            for pair in _windows(self.loaded.input, self.store.pixels(record))
+        )
+        # Several at a time: convolutions of one volume take several times as long as their share of a batch.
+        while some := list(itertools.islice(tensors, self.batch)):
+            rows, *arrays = zip(*some, strict=True)
+            images, mask = (torch.from_numpy(np.stack(each)).to(device) for each in arrays)
+            with torch.inference_mode():
+                found = ask(images, mask).double().cpu().numpy()
+            counts = mask.flatten(1).sum(1).cpu().numpy()
+            for row, answer, count in zip(rows, found, counts, strict=True):
+                summed[row] = summed[row] + answer * count
+                voxels[row] += count
             if self.progress is not None:
-                self.progress(done, len(records), what)
-        return np.stack(rows).astype(np.float64)
+                self.progress(rows[-1] + 1, len(records), what)
+        return np.stack(summed) / np.maximum(voxels, 1.0)[:, None]
 
 
 def _windows(
