@@ -47,6 +47,32 @@ def test_parts_on_the_grid_of_the_scan_are_taken_as_they_are():
     )
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize(("step", "shift"), [(1, 0), (3, 0), (5, 0), (2, -1 / 4), (4, -1 / 8)])
+def test_outlines_lie_within_half_a_stored_voxel(step, shift, sign):
+    """A stored voxel of ``step`` source voxels has the number at its centre, so an end is rounded to its edges.
+
+    With an odd step the centre is a voxel's, and the errors of the ends, (1 − step)/2 … (step − 1)/2 source
+    voxels, cancel. With an even one it lies between two voxels, of which the right one is taken: the errors,
+    −step/2 … step/2 − 1, have a mean of −1/2 source voxel, whichever way the scan was stored.
+    """
+    count = 12 * step
+    affine = np.diag([sign * 1.0, 1.0, 1.0, 1.0])
+    spec = VolumeSpec(spacing_mm=(float(step), 1.0, 1.0), crop="none", parts=("lungs",))
+    grid = spec.grid(image(np.zeros((count, 2, 2), np.int16), affine))
+    errors = []
+    for first in range(3 * step, 4 * step):
+        numbers = np.zeros((count, 2, 2), np.uint8)
+        numbers[first : first + 5 * step] = 1
+        ends_mm = np.sort(sign * (np.array([first, first + 5 * step]) - 0.5))
+        found = np.flatnonzero(spec.apply_parts(image(numbers, affine), grid)[:, 0, 0])
+        stored_mm = (
+            grid.affine_ras[0, 0] * np.array([found[0] - 0.5, found[-1] + 0.5]) + grid.affine_ras[0, 3]
+        )
+        errors.append((stored_mm - ends_mm) / step)
+    assert np.abs(errors).max() <= 0.5 and np.allclose(np.mean(errors, axis=0), shift)
+
+
 @pytest.mark.parametrize("number", [3, -1])
 def test_a_number_beyond_the_parts_is_refused(number):
     spec, grid = VolumeSpec(parts=("lungs", "heart")), VolumeGrid((2, 2, 2), np.eye(4))

@@ -137,7 +137,11 @@ class VolumeSpec(Spec):
     def apply_parts(self, parts: Image, grid: VolumeGrid) -> UInt8[np.ndarray, "x y z"]:
         """Return a volume of part numbers on ``grid``: the number of the nearest voxel, 0 outside of it.
 
-        The numbers may lie on any other grid, of another spacing, orientation or extent.
+        The numbers may lie on any other grid, of another spacing, orientation or extent. Nearest is the voxel
+        at the centre of the stored one, so that an outline keeps its place but for rounding, half a stored
+        voxel at most. Where that centre lies midway between two voxels, at even ratios of the spacings, the
+        one further right, front or top is taken: outlines then lie half a voxel of the numbers further left,
+        back or low in the mean.
 
         Raises:
             BadAffine: the numbers do not say how they lie.
