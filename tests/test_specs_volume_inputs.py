@@ -50,7 +50,7 @@ def test_parts_on_the_grid_of_the_scan_are_taken_as_they_are():
 @pytest.mark.parametrize("sign", [1, -1])
 @pytest.mark.parametrize(("step", "shift"), [(1, 0), (3, 0), (5, 0), (2, -1 / 4), (4, -1 / 8)])
 def test_outlines_lie_within_half_a_stored_voxel(step, shift, sign):
-    """A stored voxel of ``step`` source voxels has the number at its centre, so an end is rounded to its edges.
+    """A stored voxel of ``step`` source voxels has the number at its centre: ends are rounded to its edges.
 
     With an odd step the centre is a voxel's, and the errors of the ends, (1 − step)/2 … (step − 1)/2 source
     voxels, cancel. With an even one it lies between two voxels, of which the right one is taken: the errors,

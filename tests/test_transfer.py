@@ -16,12 +16,13 @@ from medvl.alignment import TowerRecipe
 from medvl.encoders.image import build_image_encoder
 from medvl.errors import CheckpointError, ConfigError, DigestMismatch, UsageError
 from medvl.evaluation.transfer import transfer
+from medvl.evaluation.transfer_tasks import TransferJob
 from medvl.heads.saved import read_head, write_head
 from medvl.heads.segmentation import Segmenter, dice, part_loss, segment
 from medvl.heads.transfer import Classifier, fit_head, label_loss, tower_to_train
 from medvl.modeldir import read_model, write_model
 from medvl.notice import NOTICE
-from medvl.specs import InputSpec, PixelSpec
+from medvl.specs import InputSpec, PixelSpec, VolumeInput
 from medvl.store import Store
 
 
@@ -214,6 +215,39 @@ def test_labels_by_a_probe_and_by_training_on_a_share(store, model, tmp_path):
         resamples=100,
     )  # fmt: skip
     assert again.metrics["numbers"] == less.metrics["numbers"]
+
+
+def test_crops_of_several_volumes_in_one_batch_are_each_volumes_mean(store):
+    """The oracle embeds window after window, alone; windows of 16³ voxels part each of the volumes."""
+    input = VolumeInput(size_px=(16, 16, 16), windows=((0.0, 2000.0),), fit="crop")
+    loaded = loaded_model(input=input)
+    records = Store(store).records[:3]
+    net = Classifier(tower_to_train(loaded.model, "frozen"), labels=1).eval()
+    expected = []
+    for record in records:
+        volume = Store(store).pixels(record)
+        pairs = [input.apply(volume, start=start) for start in input.tiles(volume.shape)]
+        with torch.inference_mode():
+            found = [net.vectors(*(torch.from_numpy(one[None]) for one in pair))[0].numpy() for pair in pairs]
+        expected.append(np.average(found, axis=0, weights=[mask.sum() for _, mask in pairs]))
+        assert len(pairs) > 1
+    seen = []
+    for batch in (1, 4, 64):
+        job = TransferJob(
+            Store(store),
+            loaded,
+            (),
+            records,
+            net.encoder,
+            1,
+            batch,
+            1e-3,
+            0,
+            10,
+            lambda *told: seen.append(told),
+        )
+        assert np.allclose(job.answers(records, net.vectors, what="embedding"), expected, atol=1e-5)
+        assert seen[-1] == (3, 3, "embedding")
 
 
 def test_films_have_labels_too_and_results_lie_beside_the_model(tmp_path):
