@@ -65,9 +65,10 @@ class SharedMasks:
 def _grid_of(series: Series) -> Grid | None:
     """Return where the voxels of a series lie, were its slices evenly spaced; None without a place."""
     first, last = series.slices[0], series.slices[-1]
-    if None in (first.position, last.position, first.orientation, first.spacing_mm):
+    if first.position is None or last.position is None:
         return None
-    assert first.orientation is not None and first.spacing_mm is not None
+    if first.orientation is None or first.spacing_mm is None:
+        return None
     across, down = np.array(first.orientation[:3]), np.array(first.orientation[3:])
     count = len(series.slices)
     affine = np.eye(4)
