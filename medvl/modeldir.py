@@ -36,6 +36,7 @@ from medvl.errors import CheckpointError, ConfigError, IntegrityError, nearest
 from medvl.sliding import Whole, whole_volume
 from medvl.specs import InputSpec, PixelSpec, ReportSpec, Spec, VolumeInput, VolumeSpec, fold
 from medvl.store import file_sha256, write_atomic
+from medvl.store.files import as_new
 from medvl.tokens import ReportTokeniser
 
 __all__ = ["FORMAT", "LoadedModel", "read_model", "write_model"]
@@ -205,6 +206,7 @@ def _write_weights(path: Path, weights: Mapping[str, Tensor]) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
     save_file(tensors, temporary)
+    as_new(temporary)
     with temporary.open("rb") as stream:
         os.fsync(stream.fileno())
     temporary.replace(path)

@@ -39,6 +39,12 @@ def test_checkpoint_bundle_and_onnx_agree_on_the_same_study(tiny_run, tiny_bundl
     np.testing.assert_allclose(vectors, bundle.embed_texts(reports), atol=1e-5)
 
 
+def test_every_file_can_be_read_by_whom_new_files_can_be_read(tiny_bundle, tiny_run, tmp_path):
+    (tmp_path / "new").touch()
+    files = [path for folder in (tiny_bundle, tiny_run) for path in folder.rglob("*") if path.is_file()]
+    assert {path.stat().st_mode for path in files} == {(tmp_path / "new").stat().st_mode}
+
+
 def test_metadata_and_card(tiny_bundle):
     metadata = json.loads((tiny_bundle / "configs" / "metadata.json").read_text())
     # The keys that MONAI's metadata schema (meta_schema_20240725) requires.

@@ -44,6 +44,7 @@ def test_importing_medvl_warns_of_nothing_and_loads_no_torch():
         (("index", "only"), "index needs BUNDLE, DATA and INDEX."),
         (("cxr", "train", "--recipe", "mutli", "--print-recipe"), "unknown cxr recipe 'mutli'."),
         (("search", "no-such-index", "--text", "x"), "there is no index at this path."),
+        (("transfer", "a", "b", "--task", "parts", "out", "more"), "unrecognized arguments: more."),
     ],
 )
 def test_wrong_calls_say_what_is_allowed(capsys, words, message):

@@ -28,7 +28,19 @@ EXIT_SOME_FAILED = 3
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors name the nearest valid value."""
+    """A parser whose errors name the nearest valid value, and whose options may stand before any argument."""
+
+    _mixing = False
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Read a command's arguments wherever they stand; argparse takes an optional one only before options."""
+        if self._mixing or self._subparsers is not None:
+            return super().parse_known_args(args, namespace)
+        self._mixing = True  # what follows comes back here for each of its two passes
+        try:
+            return self.parse_known_intermixed_args(args, namespace)
+        finally:
+            self._mixing = False
 
     def error(self, message: str) -> NoReturn:
         """Raise what argparse found wrong as a typed error."""

@@ -20,6 +20,7 @@ from medvl.heads.segmentation import Segmenter
 from medvl.heads.transfer import Classifier, tower_to_train
 from medvl.modeldir import LoadedModel
 from medvl.store import write_atomic
+from medvl.store.files import as_new
 
 __all__ = ["FORMAT", "read_head", "write_head"]
 
@@ -55,10 +56,12 @@ def write_head(
     other = any(not torch.equal(value, model[name]) for name, value in image.items())
     if other:
         save_file(image, folder / IMAGE)
+        as_new(folder / IMAGE)
         about = {"name": tower.name, "architecture": tower.architecture}
         write_atomic(folder / IMAGE_ABOUT, (json.dumps(about, indent=1) + "\n").encode())
     own = {name: value for name, value in net.state_dict().items() if not name.startswith("encoder.")}
     save_file(_plain(own), folder / HEAD)
+    as_new(folder / HEAD)
     values: dict[str, Any] = {
         "format": FORMAT,
         "kind": "parts" if isinstance(net, Segmenter) else "labels",

@@ -12,13 +12,20 @@ from typing import BinaryIO
 
 from medvl.errors import UsageError
 
-__all__ = ["atomic_file", "file_sha256", "new_folder", "write_atomic"]
+__all__ = ["as_new", "atomic_file", "file_sha256", "new_folder", "write_atomic"]
 
 
 def file_sha256(path: Path) -> str:
     """Return the SHA-256 of a file's bytes in hexadecimal, as every manifest lists it."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def as_new(path: Path) -> None:
+    """Give a file the permissions of a new one; safetensors leaves files that their owner alone can read."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    path.chmod(0o666 & ~mask)
 
 
 def write_atomic(path: Path, data: bytes) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from medvl.config import parse_json
 from medvl.errors import CheckpointError, ConfigError
+from medvl.store.files import as_new
 
 __all__ = ["read_state", "write_state"]
 
@@ -30,6 +31,7 @@ def write_state(folder: Path, state: Any) -> None:
     tensors: dict[str, Tensor] = {}
     tree = _encode(state, tensors, "state")
     save_file(tensors, folder / "state.safetensors")
+    as_new(folder / "state.safetensors")
     (folder / "state.json").write_text(json.dumps(tree), "utf-8")
 
 

@@ -22,6 +22,7 @@ from medvl.errors import ConfigError, UsageError
 from medvl.progress import Progress
 from medvl.specs import VolumeInput
 from medvl.store import Store, write_atomic
+from medvl.store.files import as_new
 from medvl.training import checkpoints
 from medvl.training.ranks import other_ranks, say_ready
 from medvl.training.run import RunSummary, claim, finished, quiet, store_digest
@@ -127,6 +128,7 @@ def write_tower(folder: Path, tower: ImageTower, *, recipe: PretrainRecipe, pixe
     folder.mkdir(parents=True, exist_ok=True)
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in tower.state_dict().items()}
     save_file(weights, folder / "image.safetensors")
+    as_new(folder / "image.safetensors")
     values = {
         "name": tower.name,
         "architecture": tower.architecture,
@@ -205,6 +207,7 @@ def _write_model(folder: Path, tensors: dict[str, Tensor]) -> None:
     (folder / "models").mkdir(parents=True)
     whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
     save_file(whole, folder / "models" / "model.safetensors")
+    as_new(folder / "models" / "model.safetensors")
 
 
 def _fit(
