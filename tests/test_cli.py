@@ -45,12 +45,34 @@ def test_importing_medvl_warns_of_nothing_and_loads_no_torch():
         (("cxr", "train", "--recipe", "mutli", "--print-recipe"), "unknown cxr recipe 'mutli'."),
         (("search", "no-such-index", "--text", "x"), "there is no index at this path."),
         (("transfer", "a", "b", "--task", "parts", "out", "more"), "unrecognized arguments: more."),
+        (("ct", "prepare", "a", "b", "--frame", "-1"), "frame is -1: Input should be greater than or equal"),
+        (("phantom", "ct", "out", "--findings", "nodule"), "no phantom has the finding 'nodule'. Allowed: "),
     ],
 )
 def test_wrong_calls_say_what_is_allowed(capsys, words, message):
     status, out, err = run(capsys, *words)
     assert status == (4 if "no-such-index" in words else 2)
     assert err.startswith("medvl: ") and message in err and err.count("\n") == 1 and out == ""
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("a", "b", "out", "--task", "labels"),
+        ("a", "b", "--task", "labels", "out"),
+        ("a", "--task", "labels", "b", "out"),
+        ("--task", "labels", "a", "b", "out"),
+        ("--task", "labels", "--", "a", "b", "out"),
+    ],
+)
+def test_options_stand_before_between_and_after_arguments(words):
+    found = build_parser().parse_args(["transfer", *words])
+    assert (str(found.model), str(found.data), str(found.out), found.task) == ("a", "b", "out", "labels")
+
+
+def test_what_follows_two_dashes_is_no_option():
+    found = build_parser().parse_args(["transfer", "--task", "labels", "--", "-a", "--task"])
+    assert (str(found.model), str(found.data), found.out, found.task) == ("-a", "--task", None, "labels")
 
 
 def test_errors_as_json(capsys):

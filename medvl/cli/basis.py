@@ -33,8 +33,9 @@ class Parser(argparse.ArgumentParser):
     _mixing = False
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Read a command's arguments wherever they stand; argparse takes an optional one only before options."""
-        if self._mixing or self._subparsers is not None:
+        """Read arguments wherever they stand; argparse alone takes an optional one only before options."""
+        # Of two passes the second would no longer know what a "--" made an argument.
+        if self._mixing or self._subparsers is not None or "--" in (args or ()):
             return super().parse_known_args(args, namespace)
         self._mixing = True  # what follows comes back here for each of its two passes
         try:

@@ -97,7 +97,11 @@ def _add_volumes(prepare: argparse.ArgumentParser) -> None:
     prepare.add_argument(
         "--structures", type=Path, help="YAML from names in the masks to parts; default: TotalSegmentator's"
     )
-    prepare.add_argument("--frame", type=int, help="which volume of a NIfTI with four axes, from 0 (refused)")
+    prepare.add_argument(
+        "--frame",
+        type=int,
+        help="which volume of a NIfTI with four axes, from 0; default: such a file is refused",
+    )
     prepare.add_argument("--allow-gaps", action="store_true", help="interpolate missing slices")
     prepare.add_argument(
         "--on-irregular",
