@@ -1,6 +1,7 @@
 """Image encoders against MONAI's own forward passes, closed forms and their error messages."""
 
 import importlib.util
+import math
 import sys
 
 import pytest
@@ -38,6 +39,14 @@ def test_cover_where_the_grid_does_not_divide_the_picture():
     mask[0, 0, 4] = True
     # Adaptive cells of 5 pixels over 2: [0, 3) and [2, 5).
     assert cover(mask, (2, 2)).tolist() == [[False, True, False, False]]
+
+
+@pytest.mark.parametrize(("sides", "grid"), [((7, 5), (3, 4)), ((6, 8, 9), (4, 4, 5)), ((2, 3), (3, 2))])
+def test_cover_is_adaptive_pooling(sides, grid):
+    """Each pixel by itself, so that every end of every cell is held; torch's pooling is the oracle."""
+    pool = (torch.nn.functional.adaptive_max_pool2d, torch.nn.functional.adaptive_max_pool3d)[len(sides) - 2]
+    pixels = torch.eye(math.prod(sides)).unflatten(1, sides)
+    assert torch.equal(cover(pixels > 0, grid), pool(pixels[:, None], grid).flatten(1) > 0)
 
 
 def test_resnet_is_monais_network_up_to_its_mean():
