@@ -13,7 +13,8 @@ __all__ = ["claims_of", "named_in"]
 _REACH = 30
 """Marks that a scope may span; it bounds the work on any text."""
 _HEADING = 6
-"""Words of a heading from the finding to its colon, at most: "Nodules, masses and cysts:"."""
+"""Words from the finding of a heading to its colon, and from there to the finding again, at most: "Nodules,
+masses and cysts: there is no suspicious nodule"."""
 _CHOICE = {"or", "comma", "degree", "", "and", "slash"}
 _NEAR = ("absent_near", "uncertain_near", "prior", "removed")
 _LASTING = ("fracture",)
@@ -73,7 +74,9 @@ class _Cues:
                 break
             if entry.struct == "degree" or entry.struct in VERBS:
                 return False
-        end = next((k for k in range(colon, len(tokens)) if tokens[k][0] == "."), len(tokens))
+        # "effusion: small on the left, no effusion on the right": what stands between says more, too.
+        reach = range(colon + 1, min(colon + _HEADING, len(tokens)))
+        end = next((k for k in reach if tokens[k][0] in ",.;"), reach.stop)
         return any(
             other.finding == claim.finding and colon < self.marks[other.at].first < end
             for other in self.found
