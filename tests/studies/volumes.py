@@ -7,7 +7,8 @@ already is not measured again.
 
 A finding is scored by the similarity to prompts for it less that to prompts against it. A model of whole
 volumes is asked by its pooled vector, and by the mean of the regions of the finding's organ (an activation
-map); a model of organs also by the organ's query. A map scores each region in the same way, one at a time.
+map); a model of organs also by the organ's query. A map scores each region in the same way, one at a time;
+inside the organ, only its regions may be pointed at.
 """
 
 from __future__ import annotations
@@ -57,6 +58,8 @@ COLUMNS = {
     "organ": "AUROC, the finding's organ",
     "pointing": "pointing game",
     "pointing chance": "its chance",
+    "inside": "pointing inside the organ",
+    "inside chance": "its chance",
 }
 _INPUT = VolumeInput(size_px=(40, 40, 32), windows=((-600.0, 1500.0), (40.0, 400.0)))
 _DIM = 96
@@ -192,7 +195,7 @@ def scores(
     pooled, regions, mapped = (torch.cat([output[k] for output in outputs]) for k in range(3))
     grid = outputs[0][3]
     cover = part_cover(torch.from_numpy(test.parts), grid, parts=len(PARTS["ct"]))
-    whole, local, hits, chances = [], [], [], []
+    whole, local, hits, hits_inside = [], [], [], []
     for finding in FINDINGS:
         column = CT_FINDINGS.index(finding)
         number = PARTS["ct"].index(FINDING_PARTS["ct"][finding])
@@ -207,23 +210,25 @@ def scores(
         else:
             asked = [output.sentences[:, 0] for output in groups]
             organ = organs.pool(regions, cover)[:, number]
-            single = regions.flatten(0, 1)[:, None]
-            alone = organs.pool(single, torch.ones(len(single), 1, cover.shape[2], dtype=torch.bool))
-            cells = _against(alone[:, number], *asked).unflatten(0, regions.shape[:2])
+            cells = _against(regions.flatten(0, 1), *asked).unflatten(0, regions.shape[:2])
         there = shown.any(1).numpy()
         local.append(auroc(test.labels[there, column], _against(organ, *asked).numpy()[there]))
         for row, boxes in enumerate(test.boxes):
             own = [box for box in boxes if box.label == finding]
             if own:
                 touched = cells_in_boxes(own, grid=grid, size_px=_INPUT.size_px)
-                hit, chance = pointing(cells[row].reshape(grid).double().numpy(), touched)
-                hits.append(hit)
-                chances.append(chance)
+                found = cells[row].reshape(grid).double().numpy()
+                hits.append(pointing(found, touched))
+                inside = shown[row].reshape(grid).numpy()
+                if inside.any():
+                    hits_inside.append(pointing(np.where(inside, found, np.nan), touched))
     return {
         "pooled": float(np.mean(whole)),
         "organ": float(np.mean(local)),
-        "pointing": float(np.mean(hits)),
-        "pointing chance": float(np.mean(chances)),
+        "pointing": float(np.mean([hit for hit, _ in hits])),
+        "pointing chance": float(np.mean([chance for _, chance in hits])),
+        "inside": float(np.mean([hit for hit, _ in hits_inside])),
+        "inside chance": float(np.mean([chance for _, chance in hits_inside])),
         "each": dict(zip(FINDINGS, zip(whole, local, strict=True), strict=True)),
     }
 
@@ -267,6 +272,7 @@ def table(results: dict[str, list[dict]]) -> list[str]:
         ("organ AUROC of organs − whole-volume AUROC of whole volumes", 1, 0, "organ", "pooled"),
         ("whole-volume AUROC: organs − whole volumes", 1, 0, "pooled", "pooled"),
         ("pointing game: organs − whole volumes", 1, 0, "pointing", "pointing"),
+        ("pointing inside the organ: organs − whole volumes", 1, 0, "inside", "inside"),
         ("organ AUROC: normal a positive of normal − not", 1, 2, "organ", "organ"),
         ("pointing game: normal a positive of normal − not", 1, 2, "pointing", "pointing"),
     ]
