@@ -204,7 +204,7 @@ def train(
         out: the run directory.
         modality: where a recipe's name is looked up.
         recipe: a name, a YAML file, or a recipe; None is the modality's default. One of pre-training
-            (``dino``) reads the films alone and leaves an image tower.
+            (``dino``) reads the images alone and leaves an image tower.
         overrides: ``section.key=value`` strings.
         progress: called with each logged step.
     """

@@ -1,1 +1,1 @@
-"""Self-distillation: an image tower learns from films alone, without a word of a report."""
+"""Self-distillation: an image tower learns from films or volumes alone, without a word of a report."""
