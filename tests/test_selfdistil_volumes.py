@@ -148,6 +148,7 @@ def test_a_run_ends_with_a_tower_that_an_alignment_can_start_from(store, tmp_pat
             },
         }[tower],
     ).load_weights(start.tensors)  # fmt: skip
+    assert len({path.stat().st_mode for path in (tmp_path / "run" / "tower").iterdir()}) == 1
     saved = load_file(tmp_path / "run" / "tower" / "image.safetensors")
     assert all(torch.equal(value, saved[name]) for name, value in again.state_dict().items())
 

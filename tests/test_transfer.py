@@ -132,6 +132,7 @@ def test_a_head_is_read_as_it_was_written(kind, train, tmp_path):
         fit_head(net, tiny_rows(parts=False), loss=label_loss, steps=2, lr=1e-2)
     write_head(tmp_path, net, names=("a", "b"), loaded=loaded)
     assert (tmp_path / "image.safetensors").is_file() == (train != "frozen")
+    assert len({path.stat().st_mode for path in tmp_path.iterdir()}) == 1  # head.json has those of new files
     again = read_head(tmp_path, loaded)
     images, mask, _ = next(iter(tiny_rows(parts=True)))
     with torch.no_grad():

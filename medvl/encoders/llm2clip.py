@@ -21,6 +21,7 @@ from medvl.errors import ConfigError, DigestMismatch
 from medvl.features import TextFeatures
 from medvl.progress import Progress
 from medvl.store import file_sha256
+from medvl.store.files import as_new
 from medvl.tokens import ReportTokeniser
 
 __all__ = ["Adaptor", "AdaptorShape", "Llm2ClipTower", "StateCache", "fill_cache", "model_key"]
@@ -92,6 +93,7 @@ class StateCache:
         """Write the states; a killed write leaves the file before it."""
         temporary = path.with_name(f".{path.name}.tmp")
         save_file(self.states, temporary, metadata={"key": self.key})
+        as_new(temporary)
         temporary.replace(path)
 
     @classmethod

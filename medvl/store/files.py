@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -23,9 +24,11 @@ def file_sha256(path: Path) -> str:
 
 def as_new(path: Path) -> None:
     """Give a file the permissions of a new one; safetensors leaves files that their owner alone can read."""
-    mask = os.umask(0o077)
-    os.umask(mask)
-    path.chmod(0o666 & ~mask)
+    # A new file tells them: to ask for the umask is to change it, for all threads.
+    new = path.with_name(f".{path.name}.{os.getpid()}.new")
+    new.touch()
+    path.chmod(stat.S_IMODE(new.stat().st_mode))
+    new.unlink()
 
 
 def write_atomic(path: Path, data: bytes) -> None:
