@@ -14,11 +14,14 @@ from medvl.anatomy import PARTS
 from medvl.bundle import export, load_bundle
 from medvl.errors import CheckpointError, ConfigError, IrregularSeries, MultiFrame, NotDicom, UsageError
 from medvl.evaluation.cases import choose_cases
+from medvl.evaluation.embedding import embed_cases
 from medvl.evaluation.organs import organ_pool, part_vectors
 from medvl.evaluation.retrieval import Keys
 from medvl.evaluation.retrieval_rows import sideways_numbers
 from medvl.evaluation.run import evaluate
+from medvl.evaluation.sections import grounding_section
 from medvl.evaluation.subject import find_subject
+from medvl.heads.grounding import phrase_vector
 from medvl.heads.zeroshot import read_prompts
 from medvl.images import Image, Unit
 from medvl.model import Model, read_volume
@@ -30,6 +33,7 @@ from medvl.specs import VolumeInput
 from medvl.store import Store
 from medvl.training.recipe import load_recipe
 from medvl.training.run import train
+from medvl.training.state import write_state
 
 sys.path.insert(0, str(Path(__file__).parent))
 from seriescases import write_series
@@ -215,6 +219,35 @@ def test_queries_come_from_the_checkpoint(run, store):
     cells = mask[0].numpy()
     expected = pool(regions, mask)[0].detach().numpy()
     assert np.allclose(part_vectors(regions[0].numpy(), cells, pool=pool).query, expected, atol=1e-6)
+
+
+def test_queries_of_another_kind_are_refused(run, tmp_path):
+    subject = find_subject(run)
+    pool = organ_pool(subject.folder, subject.recipe)
+    tensors = {**pool.state_dict(), "value.weight": torch.eye(16)}  # what a projection of regions would be
+    (tmp_path / "training").mkdir()
+    state = {"state_dict": {f"objective.organs.pool.{name}": value for name, value in tensors.items()}}
+    write_state(tmp_path / "training", state)
+    with pytest.raises(CheckpointError, match=r"not those of this version: first tensor 'value\.weight'"):
+        organ_pool(tmp_path, subject.recipe)
+
+
+def test_maps_of_volumes_are_of_prompts_less_prompts_against(run, store, evaluated):
+    loaded, wording = find_subject(run).loaded, read_prompts(PROMPTS)
+    cases = choose_cases(Store(store), split="test", split_seed=None)
+    embedded = embed_cases(loaded, Store(store), cases)
+    boxed = {box.label for record in cases.images for box in record.boxes}
+    found = {}
+    for less in (True, False):
+        phrases = {}
+        for name in boxed:
+            said = wording.of(name)
+            phrases[name] = phrase_vector(loaded, said.positive, against=said.negative if less else ())
+        section = grounding_section(cases, embedded, phrases, input=loaded.input, resamples=50, seed=0)
+        found[less] = section.numbers["all/CNR/model"].value
+    told = evaluated.metrics["numbers"]["grounding/all/CNR/model"]["value"]
+    assert told == pytest.approx(found[True], abs=1e-5) and abs(told - found[False]) > 1e-3
+    assert evaluated.metrics["protocol"]["grounding_phrase"].endswith("less its negative prompts")
 
 
 def test_the_index_and_its_pictures(run, store, tmp_path):

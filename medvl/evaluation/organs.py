@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float
 
+from medvl.errors import CheckpointError
 from medvl.evaluation.bootstrap import Number
 from medvl.evaluation.cases import Cases
 from medvl.evaluation.classification import classify, merged_labels, truth_values
@@ -65,7 +66,7 @@ def organ_pool(checkpoint: Path | None, recipe: Recipe | None) -> OrganPool | No
         recipe: of the run.
 
     Raises:
-        CheckpointError: the state of training is damaged.
+        CheckpointError: the state of training is damaged, or its queries are of another kind.
     """
     if checkpoint is None or recipe is None or not (checkpoint / "training").is_dir():
         return None
@@ -75,6 +76,12 @@ def organ_pool(checkpoint: Path | None, recipe: Recipe | None) -> OrganPool | No
         return None
     parts, dim = tensors["query"].shape
     pool = OrganPool(parts=parts, dim=dim, heads=int(recipe.objective.options.get("heads", 4)))
+    wrong = sorted(tensors.keys() ^ pool.state_dict().keys())
+    if wrong:
+        raise CheckpointError(
+            f"the run's queries of organs are not those of this version: first tensor '{wrong[0]}'.",
+            hint="Evaluate its bundle, which has none, or train again.",
+        )
     pool.load_state_dict(tensors)
     return pool.eval()
 
