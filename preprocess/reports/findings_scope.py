@@ -74,6 +74,9 @@ class _Cues:
                 break
             if entry.struct == "degree" or entry.struct in VERBS:
                 return False
+        behind = self.marks[claim.at + 1 : claim.at + _HEADING]
+        if any(mark.first < colon and mark.entry.struct in VERBS for mark in behind):
+            return False  # so does "nodules are seen: …"
         # "effusion: small on the left, no effusion on the right": what stands between says more, too.
         reach = range(colon + 1, min(colon + _HEADING, len(tokens)))
         end = next((k for k in reach if tokens[k][0] in ",.;"), reach.stop)
