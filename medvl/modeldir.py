@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -33,7 +33,7 @@ from medvl.alignment import AlignmentModel, ModelConfig, ProjectionConfig, Tower
 from medvl.config import parse_json
 from medvl.encoders.lora import LoraOptions
 from medvl.errors import CheckpointError, ConfigError, IntegrityError, nearest
-from medvl.sliding import Whole, whole_volume
+from medvl.sliding import WINDOWS, Whole, mean_answers, whole_volumes
 from medvl.specs import InputSpec, PixelSpec, ReportSpec, Spec, VolumeInput, VolumeSpec, fold
 from medvl.store import file_sha256, write_atomic
 from medvl.store.files import as_new
@@ -112,15 +112,18 @@ class LoadedModel:
         masks = torch.from_numpy(np.stack([mask for _, mask in pairs]))
         return images.to(self.device), masks.to(self.device)
 
-    def whole(self, volume: Int16[np.ndarray, "x y z"]) -> Whole:
-        """Return what the model says of a stored volume, by sliding windows where it is larger than a tensor.
+    def wholes(self, volumes: Iterable[Int16[np.ndarray, "_ _ _"]]) -> Iterator[Whole]:
+        """Yield what the model says of each stored volume, by windows where it is larger than a tensor.
+
+        Volumes are taken as they are needed and a few windows are encoded at once, so that an iterable that
+        reads them keeps one in memory.
 
         Raises:
             ConfigError: the model is one of films.
         """
         if not isinstance(self.input, VolumeInput):
             raise ConfigError("this model reads films; a volume was given.", hint="Load a model of volumes.")
-        return whole_volume(self.model.encode_image, self.input, volume, device=self.device)
+        return whole_volumes(self.model.encode_image, self.input, volumes, device=self.device)
 
     def text_tensors(
         self, texts: Sequence[str | Sequence[str]]
@@ -130,24 +133,27 @@ class LoadedModel:
         tokens, mask = self.tokeniser.encode(reports)
         return torch.from_numpy(tokens).to(self.device), torch.from_numpy(mask).to(self.device)
 
-    @torch.inference_mode()
     def embed_images(
-        self, arrays: Sequence[Shaped[np.ndarray, "..."]], *, batch_size: int = 32
+        self, arrays: Iterable[Shaped[np.ndarray, "..."]], *, batch_size: int | None = None
     ) -> Float32[np.ndarray, "images dim"]:
         """Return one unit vector per stored array.
 
         Args:
-            arrays: as ``pixels.apply`` makes them and the store keeps them; sizes may differ.
-            batch_size: films at once; the result depends on it by rounding alone. Volumes come one by one,
-                in as many windows as they need.
+            arrays: as ``pixels.apply`` makes them and the store keeps them; sizes may differ. Each is taken
+                when it is needed, so that an iterable that reads them keeps one in memory.
+            batch_size: tensors at once, of films or of the windows that volumes need; by default 32 films
+                or 4 windows. The result depends on it by rounding alone.
+
+        Raises:
+            ConfigError: ``batch_size`` is below 1.
         """
-        if isinstance(self.input, VolumeInput):
-            return self._unit([torch.from_numpy(self.whole(array).pooled)[None] for array in arrays])
-        parts = [
-            self.model.encode_image(*self.image_tensors(chunk)).pooled
-            for chunk in _chunks(arrays, batch_size)
-        ]
-        return self._unit(parts)
+        size = (WINDOWS if isinstance(self.input, VolumeInput) else 32) if batch_size is None else batch_size
+
+        def pooled(images: Tensor, masks: Tensor) -> Tensor:
+            return self.model.encode_image(images, masks).pooled
+
+        rows = mean_answers(pooled, self.input, arrays, size=size, device=self.device)
+        return self._unit([torch.from_numpy(row)[None] for row in rows])
 
     @torch.inference_mode()
     def embed_texts(

@@ -1,22 +1,28 @@
-"""A volume larger than a model's tensor: embedded by windows, its regions on one grid over all of it."""
+"""Stored arrays in batches of tensors; a larger volume by windows, its regions on one grid over all of it."""
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int16, UInt8
+from jaxtyping import Bool, Float, Float64, Int16, Shaped, UInt8
 from torch import Tensor
 
+from medvl.errors import ConfigError
 from medvl.features import ImageFeatures
 from medvl.records import Box
 from medvl.specs import InputSpec, VolumeInput
 
-__all__ = ["Lattice", "Whole", "part_cells", "whole_volume"]
+__all__ = [
+    "WINDOWS", "Lattice", "Whole", "Window", "mean_answers", "part_cells", "whole_volumes", "window_batches",
+]  # fmt: skip
 
+WINDOWS = 4
+"""Tensors of volumes that are encoded at once, which bounds memory; more of them save little time."""
 _COVERED = 1e-6
 """Share of a cell that a window must show, beyond rounding."""
 
@@ -82,56 +88,154 @@ class Whole:
     lattice: Lattice
 
 
-@torch.inference_mode()
-def whole_volume(
+@dataclass(frozen=True)
+class Window:
+    """One tensor's place in a sequence of stored arrays.
+
+    Attributes:
+        row: of the array.
+        shape: of the array.
+        starts: of every window of the array; None for a film, which is seen at once.
+        number: of this window among them.
+    """
+
+    row: int
+    shape: tuple[int, ...]
+    starts: Sequence[tuple[int, ...]] | None
+    number: int
+
+    @property
+    def last(self) -> bool:
+        """Whether the array has no further window."""
+        return self.starts is None or self.number + 1 == len(self.starts)
+
+
+def window_batches(
+    input: InputSpec | VolumeInput,
+    arrays: Iterable[Shaped[np.ndarray, "..."]],
+    *,
+    size: int,
+    device: torch.device | str = "cpu",
+    overlap: float = 0.25,
+) -> Iterator[
+    tuple[tuple[Window, ...], Float[Tensor, "batch channels *spatial"], Bool[Tensor, " batch *spatial"]]
+]:
+    """Yield tensors and masks of films, or of all windows of volumes, ``size`` at once and in order.
+
+    Windows of several volumes share a batch: a 3D convolution of one tensor on one thread takes several times
+    as long as its share of a batch of two or more. Held at once are one stored array and one batch.
+
+    Args:
+        input: how a stored array becomes tensors.
+        arrays: films or volumes, each taken when its first window is needed; sizes may differ.
+        size: tensors in a batch; the last one may hold fewer.
+        device: where the tensors go.
+        overlap: least share of a window that the next one shows again.
+
+    Raises:
+        ConfigError: ``size`` is below 1.
+
+    Examples:
+        >>> volumes = [np.zeros((8, 4, 4), np.int16), np.zeros((4, 4, 4), np.int16)]
+        >>> batches = window_batches(VolumeInput(size_px=(4, 4, 4)), volumes, size=3, overlap=0)
+        >>> [[(window.row, window.number) for window in windows] for windows, _, _ in batches]
+        [[(0, 0), (0, 1), (1, 0)]]
+    """
+    if size < 1:
+        raise ConfigError(f"batch_size is {size}; allowed are 1 or more.")
+    tensors = _tensors(input, arrays, overlap)
+    while some := list(itertools.islice(tensors, size)):
+        windows, images, masks = zip(*some, strict=True)
+        found, seen = (torch.from_numpy(np.stack(each)).to(device) for each in (images, masks))
+        yield windows, found, seen
+
+
+def _tensors(
+    input: InputSpec | VolumeInput, arrays: Iterable[Shaped[np.ndarray, "..."]], overlap: float
+) -> Iterator[tuple[Window, np.ndarray, np.ndarray]]:
+    row = 0
+    for array in arrays:
+        if isinstance(input, VolumeInput):
+            starts = input.tiles(array.shape, overlap=overlap)
+            for number, start in enumerate(starts):
+                yield Window(row, array.shape, starts, number), *input.apply(array, start=start)
+        else:
+            yield Window(row, array.shape, None, 0), *input.apply(array)
+        row += 1
+        del array  # which the loop, or enumerate, would hold while the next one is read
+
+
+def mean_answers(
+    ask: Callable[[Tensor, Tensor], Tensor],
+    input: InputSpec | VolumeInput,
+    arrays: Iterable[Shaped[np.ndarray, "..."]],
+    *,
+    size: int,
+    device: torch.device | str = "cpu",
+) -> Iterator[Float64[np.ndarray, " width"]]:
+    """Yield the answer for each stored array; of larger volumes, the mean over windows by voxels of the scan.
+
+    Args:
+        ask: tensors and masks to one row each.
+        input: how a stored array becomes tensors.
+        arrays: films or volumes, see :func:`window_batches`.
+        size: tensors at once; an answer depends on it by rounding alone.
+        device: where ``ask`` computes.
+    """
+    summed, voxels = np.zeros(0), 0
+    for windows, images, masks in window_batches(input, arrays, size=size, device=device):
+        with torch.inference_mode():
+            answers = ask(images, masks).double().cpu().numpy()
+        counts = masks.flatten(1).sum(1).tolist()
+        for window, answer, count in zip(windows, answers, counts, strict=True):
+            first = window.number == 0
+            summed, voxels = (answer * count, count) if first else (summed + answer * count, voxels + count)
+            if window.last:
+                yield summed / max(voxels, 1)
+
+
+def whole_volumes(
     encode: Encode,
     input: VolumeInput,
-    stored: Int16[np.ndarray, "x y z"],
+    volumes: Iterable[Int16[np.ndarray, "_ _ _"]],
     *,
     device: torch.device | str = "cpu",
-    windows: int = 2,
+    size: int = WINDOWS,
     overlap: float = 0.25,
-) -> Whole:
-    """Embed a stored volume; where it is larger than the tensor of a cropping input, by sliding windows.
+) -> Iterator[Whole]:
+    """Yield what a model says of each stored volume, by sliding windows where it is larger than a tensor.
 
-    Memory is that of ``windows`` tensors and of one vector a region, however large the volume is.
+    Memory is that of one stored volume, of ``size`` tensors and of one vector a region.
 
     Args:
         encode: tensors and masks to features in the model's space.
         input: how a stored volume becomes tensors.
-        stored: the volume.
+        volumes: see :func:`window_batches`.
         device: where ``encode`` computes.
-        windows: encoded at once; the result depends on it by rounding alone.
+        size: windows encoded at once; the result depends on it by rounding alone.
         overlap: least share of a window that the next one shows again.
     """
-    starts = input.tiles(stored.shape, overlap=overlap)
-    pooled: Float[np.ndarray, " dim"] | None = None
-    voxels = 0.0
     canvas: _Canvas | None = None
-    for first in range(0, len(starts), windows):
-        chunk = starts[first : first + windows]
-        pairs = [input.apply(stored, start=start) for start in chunk]
-        images = torch.from_numpy(np.stack([image for image, _ in pairs])).to(device)
-        masks = torch.from_numpy(np.stack([mask for _, mask in pairs])).to(device)
-        features = encode(images, masks)
-        weights = masks.flatten(1).sum(1).double().cpu().numpy()
-        vectors = features.pooled.double().cpu().numpy()
-        pooled = weights @ vectors if pooled is None else pooled + weights @ vectors
-        voxels += float(weights.sum())
-        regions = features.regions.float().cpu().numpy()
-        seen = features.region_mask.cpu().numpy()
-        if canvas is None:
-            canvas = _Canvas(input, stored.shape, starts, tuple(features.region_grid), regions.shape[-1])
-        for row, start in enumerate(chunk):
-            canvas.add(start, regions[row], seen[row])
-    assert pooled is not None and canvas is not None
-    found, mask = canvas.finish()
-    mean = (pooled / max(voxels, 1.0)).astype(np.float32)
-    return Whole(mean, found, canvas.grid, mask, canvas.lattice)
+    for windows, images, masks in window_batches(input, volumes, size=size, device=device, overlap=overlap):
+        with torch.inference_mode():
+            features = encode(images, masks)
+            pooled = features.pooled.double().cpu().numpy()
+            regions = features.regions.float().cpu().numpy()
+            seen = features.region_mask.cpu().numpy()
+        counts = masks.flatten(1).sum(1).tolist()
+        for row, window in enumerate(windows):
+            assert window.starts is not None
+            if canvas is None:
+                grid = tuple(features.region_grid)
+                canvas = _Canvas(input, window.shape, window.starts, grid, regions.shape[-1])
+            canvas.add(window.starts[window.number], pooled[row], counts[row], regions[row], seen[row])
+            if window.last:
+                yield canvas.finish()
+                canvas = None
 
 
 class _Canvas:
-    """The regions of all windows on one grid, whose cells are as large as those of a window."""
+    """What all windows of a volume say: regions on one grid, with cells as large as those of a window."""
 
     def __init__(
         self,
@@ -154,14 +258,19 @@ class _Canvas:
         )
         self.summed = np.zeros((*self.grid, width), np.float32)
         self.weight = np.zeros(self.grid, np.float32)
+        self.pooled, self.voxels = np.zeros(width), 0
 
     def add(
         self,
         start: tuple[int, ...],
+        pooled: Float[np.ndarray, " width"],
+        voxels: int,
         regions: Float[np.ndarray, "regions width"],
         mask: Bool[np.ndarray, " regions"],
     ) -> None:
-        """Add the regions of the window that begins at ``start``, each to the cells that it shares."""
+        """Add the window that begins at ``start``; each of its regions goes to the cells that it shares."""
+        self.pooled += pooled * voxels
+        self.voxels += voxels
         origin = (-self.input.frame(self.shape, start=start)[1] - self.low) / self.cell
         weight = mask.reshape(self.tile).astype(np.float32)
         summed = regions.reshape(*self.tile, -1) * weight[..., None]
@@ -176,11 +285,12 @@ class _Canvas:
         self.summed[tuple(inside)] += summed
         self.weight[tuple(inside)] += weight
 
-    def finish(self) -> tuple[Float[np.ndarray, "regions width"], Bool[np.ndarray, " regions"]]:
-        """Return the mean of what windows say of each cell, and the cells that some window saw."""
+    def finish(self) -> Whole:
+        """Return the mean of what windows say of the volume and of each cell that some window saw."""
+        pooled = (self.pooled / max(self.voxels, 1)).astype(np.float32)
         mask = self.weight > _COVERED
         mean = self.summed / np.where(mask, self.weight, 1.0)[..., None]
-        return mean.reshape(-1, mean.shape[-1]), mask.ravel()
+        return Whole(pooled, mean.reshape(-1, mean.shape[-1]), self.grid, mask.ravel(), self.lattice)
 
 
 def _shares(offset: float, cells: int, onto: int) -> Float[np.ndarray, "onto cells"]:

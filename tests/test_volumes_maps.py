@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import sys
+import weakref
 from pathlib import Path
 
 import nibabel
@@ -23,7 +24,7 @@ from medvl.features import ImageFeatures
 from medvl.heads.grounding import cell_map, heat_map, volume_vectors
 from medvl.planes import Montage, orientation_letters, window_of, windowed
 from medvl.records import Box
-from medvl.sliding import Lattice, part_cells, whole_volume
+from medvl.sliding import Lattice, mean_answers, part_cells, whole_volumes, window_batches
 from medvl.specs import InputSpec, PixelSpec, VolumeInput
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -50,7 +51,7 @@ WIDE = VolumeInput(size_px=(8, 8, 8), windows=((0.0, 60000.0),), mean=(0.0,), st
 def test_windows_of_a_cellwise_encoder_give_the_cells_of_the_whole():
     """Starts 0, 6, 12 are multiples of the cell of 2, so every cell's mean is that of the whole volume."""
     volume = np.random.default_rng(0).integers(-1000, 1000, (20, 8, 14), dtype=np.int16)
-    found = whole_volume(means(2), WIDE, volume)
+    found = next(whole_volumes(means(2), WIDE, [volume]))
     assert found.grid == (10, 4, 7) and found.mask.all()
     assert found.lattice == Lattice((1.0,) * 3, (0.0,) * 3, (20.0, 8.0, 14.0))
     cells = WIDE.window(volume)[0].reshape(10, 2, 4, 2, 7, 2).mean((1, 3, 5))
@@ -63,7 +64,7 @@ def test_windows_beside_the_cells_share_by_overlap():
     """
     volume = np.zeros((11, 8, 8), np.int16)
     volume[:] = (np.arange(11) * 1000)[:, None, None]
-    found = whole_volume(means(4), WIDE, volume)
+    found = next(whole_volumes(means(4), WIDE, [volume]))
     value = WIDE.window((np.arange(11) * 1000)[:, None, None].astype(np.int16))[0, :, 0, 0]
     first = [value[0:4].mean(), value[4:8].mean()]
     second = [value[3:7].mean(), value[7:11].mean()]
@@ -78,7 +79,7 @@ def test_windows_beside_the_cells_share_by_overlap():
 
 def test_pooled_is_the_mean_over_windows_by_their_voxels():
     volume = np.random.default_rng(1).integers(-1000, 1000, (20, 5, 14), dtype=np.int16)
-    found = whole_volume(means(2), WIDE, volume)
+    found = next(whole_volumes(means(2), WIDE, [volume]))
     windows = [WIDE.apply(volume, start=start)[0].mean() for start in WIDE.tiles(volume.shape, overlap=0.25)]
     # Every window has 8 × 5 × 8 voxels of the scan, so the weights are equal.
     assert found.pooled[0] == pytest.approx(np.mean(windows), abs=1e-6)
@@ -91,15 +92,68 @@ def test_pooled_is_the_mean_over_windows_by_their_voxels():
 def test_how_many_windows_at_once_changes_nothing(shape):
     loaded = tiny()
     volume = np.random.default_rng(2).integers(-1000, 1000, shape, dtype=np.int16)
-    one, many = (whole_volume(loaded.model.encode_image, loaded.input, volume, windows=n) for n in (1, 50))
+    one, many = (
+        next(whole_volumes(loaded.model.encode_image, loaded.input, [volume], size=n)) for n in (1, 50)
+    )
     assert one.grid == many.grid and np.array_equal(one.mask, many.mask)
     assert np.abs(one.regions - many.regions).max() < 1e-5 and np.abs(one.pooled - many.pooled).max() < 1e-5
+
+
+SHAPES = [(20, 8, 14), (5, 6, 7), (30, 17, 9), (16, 16, 16), (12, 21, 10)]
+"""Crops of 16³: 2, 1, 6, 1 and 2 windows, so that batches of 5 end within volumes and the last is short."""
+
+
+@pytest.mark.parametrize("fit", ["crop", "resize"])
+@pytest.mark.parametrize("size", [2, 5, 50])
+def test_volumes_that_share_batches_are_those_embedded_alone(fit, size):
+    loaded = tiny(input=VolumeInput(size_px=(16, 16, 16), windows=((0.0, 2000.0),), fit=fit))
+    rng = np.random.default_rng(7)
+    volumes = [rng.integers(-1000, 1000, shape, dtype=np.int16) for shape in SHAPES]
+    encode, input = loaded.model.encode_image, loaded.input
+    windows = [len(input.tiles(shape)) for shape in SHAPES]
+    assert windows == ([2, 1, 6, 1, 2] if fit == "crop" else [1] * 5)
+    counts = [len(masks) for _, _, masks in window_batches(input, volumes, size=size)]
+    full, rest = divmod(sum(windows), size)
+    assert counts == [size] * full + [rest] * (rest > 0)
+
+    together = list(whole_volumes(encode, input, iter(volumes), size=size))
+    unit = loaded.embed_images(iter(volumes), batch_size=size)
+    answers = mean_answers(lambda *pair: encode(*pair).pooled, input, iter(volumes), size=size)
+    for row, (volume, found, answer) in enumerate(zip(volumes, together, answers, strict=True)):
+        (alone,) = whole_volumes(encode, input, [volume], size=1)
+        assert found.grid == alone.grid and found.lattice == alone.lattice
+        assert np.array_equal(found.mask, alone.mask)
+        assert np.abs(found.regions - alone.regions).max() < 1e-6
+        assert np.abs(found.pooled - alone.pooled).max() < 1e-6 and np.abs(answer - alone.pooled).max() < 1e-6
+        assert np.abs(unit[row] - alone.pooled / np.linalg.norm(alone.pooled)).max() < 1e-6
+    assert not list(whole_volumes(encode, input, [])) and loaded.embed_images([]).shape == (
+        0,
+        loaded.model.dim,
+    )
+
+
+def test_one_stored_volume_is_in_memory_at_a_time():
+    loaded, seen = tiny(), []
+
+    def read():
+        assert all(reference() is None for reference in seen)
+        volume = np.zeros((40, 16, 16), np.int16)
+        seen.append(weakref.ref(volume))
+        return volume
+
+    assert len(loaded.embed_images(read() for _ in range(4))) == 4
+    assert len(list(volume_vectors(loaded, (read() for _ in range(4))))) == 4 and len(seen) == 8
+
+
+def test_batches_hold_a_tensor_at_least():
+    with pytest.raises(ConfigError, match="batch_size is 0; allowed are 1 or more"):
+        tiny().embed_images([np.zeros((8, 8, 8), np.int16)], batch_size=0)
 
 
 def test_a_volume_of_one_window_is_embedded_at_once():
     loaded = tiny()
     volume = np.random.default_rng(3).integers(-1000, 1000, (16, 12, 16), dtype=np.int16)
-    found = volume_vectors(loaded, volume)
+    (found,) = volume_vectors(loaded, [volume])
     features = loaded.model.encode_image(*loaded.image_tensors([volume]))
     assert np.allclose(found.pooled, features.pooled.detach().numpy(), atol=1e-6)
     seen = features.region_mask.numpy()
@@ -113,7 +167,7 @@ def test_a_volume_of_one_window_is_embedded_at_once():
 def test_a_model_of_films_refuses_volumes():
     films = tiny(input=InputSpec(size_px=(16, 16)), pixels=PixelSpec())
     with pytest.raises(ConfigError, match="reads films; a volume was given"):
-        films.whole(np.zeros((8, 8, 8), np.int16))
+        films.wholes([np.zeros((8, 8, 8), np.int16)])
 
 
 @pytest.mark.parametrize("fit", ["crop", "resize"])

@@ -48,7 +48,7 @@ def embed_cases(
     pool: OrganPool | None = None,
     progress: Progress | None = None,
 ) -> Embedded:
-    """Embed all films in batches or all volumes one by one, and each distinct report once.
+    """Embed all films or volumes in batches, and each distinct report once.
 
     Args:
         loaded: the model.
@@ -91,8 +91,8 @@ def _with_volumes(
     pooled: list[Float[np.ndarray, "one dim"]] = []
     regions: dict[int, ImageVectors] = {}
     parts: dict[int, PartVectors] = {}
-    for row, record in enumerate(cases.images):
-        found = volume_vectors(loaded, store.pixels(record))
+    volumes = volume_vectors(loaded, (store.pixels(record) for record in cases.images))
+    for row, (record, found) in enumerate(zip(cases.images, volumes, strict=True)):
         pooled.append(found.pooled)
         if record.boxes:
             regions[row] = found

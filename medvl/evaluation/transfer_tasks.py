@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Float
 from torch import Tensor
 
 from medvl.data import BatchOrder
@@ -31,7 +30,8 @@ from medvl.heads.transfer import Classifier, Rows, fit_head, label_loss
 from medvl.modeldir import LoadedModel
 from medvl.progress import Progress
 from medvl.records import Record
-from medvl.specs import InputSpec, VolumeInput, VolumeSpec
+from medvl.sliding import mean_answers
+from medvl.specs import VolumeInput, VolumeSpec
 from medvl.store import Store
 
 __all__ = ["TransferJob", "learn_labels", "learn_parts", "part_numbers"]
@@ -85,36 +85,13 @@ class TransferJob:
         self, records: Sequence[Record], ask: Callable[[Tensor, Tensor], Tensor], *, what: str
     ) -> Float[np.ndarray, "records width"]:
         """Return the answer for each record; of larger volumes, the mean over crops by voxels of the scan."""
-        device, voxels = self.loaded.device, np.zeros(len(records))
-        summed: list[Any] = [0.0] * len(records)
-        tensors = (
-            (row, *pair)
-            for row, record in enumerate(records)
-            for pair in _windows(self.loaded.input, self.store.pixels(record))
-        )
-        # Several at a time: convolutions of one volume take several times as long as their share of a batch.
-        while some := list(itertools.islice(tensors, self.batch)):
-            rows, *arrays = zip(*some, strict=True)
-            images, mask = (torch.from_numpy(np.stack(each)).to(device) for each in arrays)
-            with torch.inference_mode():
-                found = ask(images, mask).double().cpu().numpy()
-            counts = mask.flatten(1).sum(1).cpu().numpy()
-            for row, answer, count in zip(rows, found, counts, strict=True):
-                summed[row] = summed[row] + answer * count
-                voxels[row] += count
+        stored = (self.store.pixels(record) for record in records)
+        rows = []
+        for row in mean_answers(ask, self.loaded.input, stored, size=self.batch, device=self.loaded.device):
+            rows.append(row)
             if self.progress is not None:
-                self.progress(rows[-1] + 1, len(records), what)
-        return np.stack(summed) / np.maximum(voxels, 1.0)[:, None]
-
-
-def _windows(
-    input: InputSpec | VolumeInput, stored: Shaped[np.ndarray, " *spatial"]
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield the tensor and the mask of a film, or those of every window of a volume."""
-    if isinstance(input, VolumeInput):
-        yield from (input.apply(stored, start=start) for start in input.tiles(stored.shape))
-    else:
-        yield input.apply(stored)
+                self.progress(len(rows), len(records), what)
+        return np.stack(rows)
 
 
 def learn_parts(job: TransferJob, out: Path, left_out: Counter[str]) -> dict[str, Number]:

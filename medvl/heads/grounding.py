@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -75,18 +75,22 @@ def image_vectors(loaded: LoadedModel, films: Sequence[UInt8[np.ndarray, "_ _"]]
     )
 
 
-def volume_vectors(loaded: LoadedModel, volume: Int16[np.ndarray, "x y z"]) -> ImageVectors:
-    """Return pooled and region vectors of one stored volume, by sliding windows where it is large.
+def volume_vectors(
+    loaded: LoadedModel, volumes: Iterable[Int16[np.ndarray, "_ _ _"]]
+) -> Iterator[ImageVectors]:
+    """Yield pooled and region vectors of each stored volume, by sliding windows where it is large.
 
     Args:
         loaded: the model with its specs.
-        volume: the stored array.
+        volumes: stored arrays, each taken when it is needed; they may differ in shape.
 
     Raises:
         ConfigError: the model is one of films.
     """
-    found = loaded.whole(volume)
-    return ImageVectors(found.pooled[None], found.regions[None], found.grid, found.mask[None], found.lattice)
+    return (
+        ImageVectors(each.pooled[None], each.regions[None], each.grid, each.mask[None], each.lattice)
+        for each in loaded.wholes(volumes)
+    )
 
 
 @torch.inference_mode()
@@ -137,7 +141,7 @@ def phrase_map(
         UsageError: there are no sentences.
     """
     volumes = isinstance(loaded.input, VolumeInput)
-    found = volume_vectors(loaded, stored) if volumes else image_vectors(loaded, [stored])
+    found = next(volume_vectors(loaded, [stored])) if volumes else image_vectors(loaded, [stored])
     phrase = phrase_vector(loaded, sentences, against=against)
     cells = cell_map(found.regions[0], phrase, grid=found.grid, mask=found.mask[0])
     return heat_map(cells, input=found.lattice or loaded.input, shape=stored.shape)

@@ -21,7 +21,6 @@ from medvl.progress import Progress
 from medvl.records import IS_PRESENT, Record
 from medvl.retrieval.lance import EXACT_ROWS, LanceIndex
 from medvl.retrieval.vectors import index_schema
-from medvl.specs import VolumeSpec
 from medvl.store import Store
 
 __all__ = ["IndexSummary", "build_index"]
@@ -113,20 +112,17 @@ def _embedded(model: LoadedModel, store: Store) -> Iterator[tuple[int, pa.Table]
     records = store.records
     for start in range(0, len(records), _CHUNK):
         chunk = records[start : start + _CHUNK]
-        if isinstance(model.pixels, VolumeSpec):  # one after the other: a chunk of volumes would fill memory
-            found = [_volume(model, store, record) for record in chunk]
-            images = np.stack([vector for vector, _ in found])
-            thumbnails = [thumbnail for _, thumbnail in found]
-        else:
-            arrays = [store.pixels(record) for record in chunk]
-            images = model.embed_images(arrays)
-            thumbnails = [_thumbnail(record, array) for record, array in zip(chunk, arrays, strict=True)]
+        thumbnails: list[bytes] = []
+        # Read as they are needed: a chunk of volumes would fill memory.
+        images = model.embed_images(_shown(store, record, thumbnails) for record in chunk)
         yield start, _rows(chunk, thumbnails, images, _text_vectors(model, chunk, images.shape[1]))
 
 
-def _volume(model: LoadedModel, store: Store, record: Record) -> tuple[Float32[np.ndarray, " dim"], bytes]:
-    volume = store.pixels(record)
-    return model.embed_images([volume])[0], _thumbnail(record, volume)
+def _shown(store: Store, record: Record, thumbnails: list[bytes]) -> Shaped[np.ndarray, "..."]:
+    """Return the stored array, after its thumbnail has joined ``thumbnails``."""
+    stored = store.pixels(record)
+    thumbnails.append(_thumbnail(record, stored))
+    return stored
 
 
 def _text_vectors(model: LoadedModel, chunk: Sequence[Record], dim: int) -> Float32[np.ndarray, "n dim"]:

@@ -4,7 +4,8 @@ Each encoder runs in processes of its own: one that embeds a volume without grad
 training step. Time is CPU time on one thread, the median of a few rounds; memory is the peak over what
 the process held before its first pass (imports, weights, the volume). The vision transformer runs
 with fused and with plain attention in turn on the same tokens; both must agree, and the odd rounds of
-the fused one against its even ones say how noisy the machine is.
+the fused one against its even ones say how noisy the machine is. Then stored volumes are embedded alone and
+as many at once as ``medvl index`` and ``medvl evaluate`` do, in turn in the same way.
 ``python -m tests.benchmarks.bench_encoders swin`` runs the encoders whose names begin so.
 """
 
@@ -115,6 +116,48 @@ def attention() -> None:
           f"A/A {control:.2f}")  # fmt: skip
 
 
+SHARED = {
+    "resnet of the CT recipes": (
+        ("resnet", {"axes": 3, "channels": 3, "widths": [16, 32, 64], "blocks": [1, 1, 1], "stem_px": 3}),
+        {"size_px": (40, 32, 36), "windows": ((-600, 1500), (40, 400), (500, 1800)), "fit": "resize"},
+    ),
+    "resnet18": (CASES["resnet18"], {"size_px": (SIDE,) * 3, "windows": ((40, 400),), "fit": "resize"}),
+    "vit, patch 8": (
+        CASES["vit, patch 8"],
+        {"size_px": (SIDE,) * 3, "windows": ((40, 400),), "fit": "resize"},
+    ),
+}
+
+
+def batches(name: str) -> None:
+    """Compare volumes embedded alone and several at once, from stored arrays to vectors."""
+    import numpy as np
+    import torch
+
+    from medvl.encoders.image import build_image_encoder
+    from medvl.sliding import WINDOWS, mean_answers
+    from medvl.specs import VolumeInput
+
+    torch.manual_seed(0)
+    (kind, options), values = SHARED[name]
+    tower, input = build_image_encoder(kind, options).eval(), VolumeInput(**values)
+    random = np.random.default_rng(0)
+    shapes = [(57 + i % 3, 46 + i % 4, 51) for i in range(2 * WINDOWS)]
+    volumes = [random.integers(-1000, 1000, shape, dtype=np.int16) for shape in shapes]
+    seconds, found = {1: [], WINDOWS: []}, {}
+    for _ in range(7):
+        for size in seconds:
+            start = time.thread_time()
+            answers = mean_answers(lambda *pair: tower(*pair).pooled, input, volumes, size=size)
+            found[size] = np.stack(list(answers))
+            seconds[size].append(time.thread_time() - start)
+    assert np.allclose(found[1], found[WINDOWS], atol=1e-4), "volumes alone and together differ"
+    alone, together = (1000 * statistics.median(seconds[size][1:]) / len(volumes) for size in seconds)
+    control = statistics.median(seconds[WINDOWS][1::2]) / statistics.median(seconds[WINDOWS][2::2])
+    print(f"{name}: a volume alone {alone:.1f} ms, {WINDOWS} at once {together:.1f} ms, "
+          f"{together / alone:.2f} x; A/A {control:.2f}", flush=True)  # fmt: skip
+
+
 def main() -> None:
     """Print one line an encoder."""
     import torch
@@ -137,6 +180,9 @@ def main() -> None:
         )
     if "vit".startswith(wanted[:3]):
         attention()
+    for name in SHARED:
+        if name.startswith(wanted):
+            batches(name)
 
 
 if __name__ == "__main__":
