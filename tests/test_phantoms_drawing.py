@@ -209,6 +209,12 @@ def test_exposure_hides_the_amount_of_disease():
     assert means[0] == pytest.approx(means[1], abs=1.0)
 
 
+def test_a_study_has_no_more_findings_than_are_allowed():
+    for seed in range(40):  # one study in eight or so would have three
+        (found,) = draw_findings(np.random.default_rng(seed), level=LEVELS["middle"], only=("nodule",))
+        assert found.kind == "nodule"
+
+
 def test_findings_of_one_study_do_not_hide_each_other():
     for seed in range(300):
         found = draw_findings(np.random.default_rng(seed), level=LEVELS["middle"])

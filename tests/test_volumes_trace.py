@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import io
 import itertools
 from pathlib import Path
@@ -22,6 +23,7 @@ from medvl.heads.grounding import heat_map
 from medvl.planes import Montage
 from medvl.preprocess.pipeline import prepare
 from medvl.preprocess.quality_volumes import outlined_planes
+from medvl.records import Box
 from medvl.specs import VolumeInput, VolumeSpec
 from medvl.store import Store
 
@@ -389,3 +391,15 @@ def test_letters_of_the_quality_page(store):
         assert letters_around(picture, (0, 0, wide, tall), 18) == "RLAP"
         assert letters_around(picture, (wide + 6, 0, wide, high), 18) == "RLSI"
         assert letters_around(picture, (2 * wide + 12, 0, tall, high), 18) == "APSI"
+
+
+def test_a_box_is_drawn_on_the_slice_that_it_cuts(store):
+    """Slice k is of the voxels from k to k + 1: a box that ends at k or begins at k + 1 is not on it."""
+    record = store.records[0]
+    x, y, z = (size // 2 for size in record.shape)
+    first = Box("first", x + 0.25, y + 0.25, x + 0.75, y + 0.75, z, z + 1)
+    for low, high, planes in ((-1.0, 0.0, 2), (1.0, 2.0, 2), (-1.0, 0.5, 3), (0.5, 2.0, 3)):
+        other = dataclasses.replace(first, label="other", z0=z + low, z1=z + high)
+        shown = outlined_planes(dataclasses.replace(record, boxes=(first, other)), store.path / "shards")
+        labels = [box["label"] for box in shown["boxes"]]
+        assert (labels.count("first"), labels.count("other")) == (3, planes)
