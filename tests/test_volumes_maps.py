@@ -10,6 +10,7 @@ import nibabel
 import numpy as np
 import pytest
 import torch
+from scipy.ndimage import map_coordinates
 
 from medvl.errors import ConfigError, UsageError
 from medvl.evaluation.grounding import (
@@ -208,7 +209,18 @@ def test_slabs_of_a_large_map_are_the_map(monkeypatch):
     input = VolumeInput(size_px=(12, 16, 8), fit="resize")
     whole = heat_map(cells, input=input, shape=(25, 30, 17))
     monkeypatch.setattr("medvl.heads.grounding._SLAB", 1000)
-    assert np.array_equal(heat_map(cells, input=input, shape=(25, 30, 17)), whole, equal_nan=True)
+    slabs = heat_map(cells, input=input, shape=(25, 30, 17))
+    assert np.allclose(slabs, whole, atol=1e-6, equal_nan=True)
+
+
+def test_a_map_is_read_as_scipy_reads_it():
+    cells = np.random.default_rng(6).normal(size=(3, 1, 2))
+    input = VolumeInput(size_px=(12, 16, 8), fit="resize")
+    heat = heat_map(cells, input=input, shape=(25, 30, 17), sigma=0.0)
+    lattice = Lattice.of(input, heat.shape)
+    at = [lattice.cell_of(axis, length=heat.shape[axis], cells=cells.shape[axis]) - 0.5 for axis in range(3)]
+    read = map_coordinates(cells, np.meshgrid(*at, indexing="ij"), order=1, mode="nearest")
+    assert np.allclose(heat, read, atol=1e-6) and not np.isnan(heat).any()
 
 
 def test_cells_and_voxels_in_boxes():

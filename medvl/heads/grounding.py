@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int16, Shaped, UInt8
-from scipy.ndimage import distance_transform_edt, gaussian_filter, map_coordinates
+from scipy.ndimage import distance_transform_edt, gaussian_filter
 
 from medvl.errors import UsageError
 from medvl.heads.zeroshot import prompt_vector
@@ -31,7 +31,7 @@ __all__ = [
 SIGMA = 0.1
 """Standard deviation of the smoothing as a share of the grid's side: hi-ml's 1.5 cells of 15."""
 _SLAB = 2**20
-"""Places of a map that are read at a time."""
+"""Places of a map that are made at a time."""
 
 
 @dataclass(frozen=True)
@@ -208,16 +208,26 @@ def heat_map(
     lattice = input if isinstance(input, Lattice) else Lattice.of(input, shape)
     axes = zip(shape, lattice.scale, lattice.offset, strict=True)
     places = [(np.arange(side) + 0.5) * scale + offset for side, scale, offset in axes]
-    # As many voxels as fit, not all: the places of a large volume would take six times its memory.
+    # A map reads each axis alone, so it is a product with one matrix an axis; a slab at a time in float64.
+    shares = [
+        _linear(at * n / size - 0.5, n)
+        for at, n, size in zip(places, cells.shape, lattice.size_px, strict=True)
+    ]
     step = max(1, _SLAB // math.prod(shape[1:]))
     picture = np.empty(shape, np.float64 if len(shape) == 2 else np.float32)
-    cell = [at * n / size - 0.5 for at, n, size in zip(places, cells.shape, lattice.size_px, strict=True)]
     for first in range(0, shape[0], step):
-        grid = np.meshgrid(cell[0][first : first + step], *cell[1:], indexing="ij")
-        picture[first : first + step] = map_coordinates(smooth, grid, order=1, mode="nearest")
+        slab = smooth
+        for share in (shares[0][first : first + step], *shares[1:]):
+            slab = np.tensordot(slab, share, (0, 1))  # the first axis goes, and comes back as the last
+        picture[first : first + step] = slab
     for axis, (at, size) in enumerate(zip(places, lattice.size_px, strict=True)):
         picture[(slice(None),) * axis + ((at < 0) | (at > size),)] = np.nan
     return picture
+
+
+def _linear(at: Float[np.ndarray, " places"], cells: int) -> Float[np.ndarray, "places cells"]:
+    """Return the share of each cell at places between cell centres; beyond the ends, that of the nearest."""
+    return np.clip(1 - np.abs(np.clip(at, 0, cells - 1)[:, None] - np.arange(cells)), 0, None)
 
 
 def _fill(
