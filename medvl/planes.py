@@ -74,7 +74,7 @@ class Montage:
     spacing_mm: tuple[float, ...]
     at: tuple[float, ...] | None = None
     side_px: int = 320
-    affine_ras: tuple[float, ...] | None = None
+    affine_ras: tuple[float, ...] = ()
 
     @property
     def _size_mm(self) -> tuple[float, float]:
@@ -130,7 +130,7 @@ class Montage:
         for plane, picture in zip(self._planes, pictures, strict=True):
             sized = picture.resize((plane.width, plane.height), Pillow.Resampling.BILINEAR)
             canvas.paste(sized, (plane.left, plane.top))
-            if self.affine_ras is not None:
+            if self.affine_ras:
                 place = (plane.left, plane.top, plane.width, plane.height)
                 letters = orientation_letters(self.affine_ras, columns=plane.columns, rows=plane.rows)
                 draw_letters(canvas, place, letters, side_px=self.side_px)

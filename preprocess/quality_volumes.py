@@ -151,7 +151,7 @@ def outlined_planes(record: Record, shards: Path) -> dict[str, Any]:
         plane = _turned(np.take(hu, middle[through], axis=through))
         outline = None if parts is None else _turned(np.take(parts, middle[through], axis=through))
         panels.append((left, _panel(plane, outline, size)))
-        if record.affine_ras is not None:
+        if record.affine_ras:
             said = orientation_letters(record.affine_ras, columns=across, rows=up)
             letters.append(((left, 0, *size), said))
         boxes += [

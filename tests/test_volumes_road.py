@@ -1,5 +1,6 @@
 """Volumes on the whole road: parts, training, evaluation, search, bundle, one volume as a question."""
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -268,8 +269,10 @@ def test_the_index_and_its_pictures(run, store, tmp_path):
 
     picture = Pillow.open(io.BytesIO(hits[0].thumbnail))
     assert max(picture.size) == 280
-    montage = record_montage(record, Store(store).pixels(record), side_px=100)
-    assert max(montage.size) == 100
+    montage = record_montage(record, Store(store).pixels(record), side_px=400)
+    assert max(montage.size) == 400
+    nowhere = dataclasses.replace(record, affine_ras=())  # the letters come from where the volume lies
+    assert record_montage(nowhere, Store(store).pixels(record), side_px=400).tobytes() != montage.tobytes()
 
 
 def test_a_bundle_of_volumes(run, store, tmp_path):
