@@ -122,7 +122,12 @@ SMALLEST = {
 }
 
 
-@pytest.mark.parametrize("key", SMALLEST)
+LONG = ("C2", "C13", "C15")
+
+
+@pytest.mark.parametrize(
+    "key", [pytest.param(key, marks=[pytest.mark.slow] * (key in LONG)) for key in SMALLEST]
+)
 def test_each_mechanism_runs_and_repeats_itself(key):
     module, options = SMALLEST[key]
     assert module.MECHANISM.key == key

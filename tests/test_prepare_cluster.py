@@ -48,6 +48,7 @@ def test_a_cluster_writes_the_same_bytes(source, whole, cluster, tmp_path):
     check_whole(source, tmp_path / "store", whole, images=IMAGES, scheduler=cluster)
 
 
+@pytest.mark.slow
 def test_each_engine_finishes_what_the_other_began(source, whole, cluster, tmp_path):
     for first, then in ((cluster, ""), ("", cluster)):
         out = tmp_path / ("a" if first else "b")
@@ -90,6 +91,7 @@ def test_failures_are_told_as_on_one_machine(source, cluster, tmp_path):
     assert [json.loads(line)["token"] for line in lines] == [file_token("im7.dcm")]
 
 
+@pytest.mark.slow
 def test_a_file_that_kills_a_worker_of_the_cluster_costs_one_record(tmp_path):
     source, out, log = write_fragile(tmp_path), tmp_path / "store", tmp_path / "log"
     environment = fragile_environment(tmp_path)
