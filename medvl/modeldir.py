@@ -26,17 +26,16 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Float32, Int, Int16, Shaped
 from pydantic import BaseModel, ValidationError
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from medvl.alignment import AlignmentModel, ModelConfig, ProjectionConfig, TowerConfig, build_from_config
 from medvl.config import parse_json
 from medvl.encoders.lora import LoraOptions
+from medvl.encoders.saving import save_tensors
 from medvl.errors import CheckpointError, ConfigError, IntegrityError, nearest
 from medvl.sliding import WINDOWS, Whole, mean_answers, whole_volumes
 from medvl.specs import InputSpec, PixelSpec, ReportSpec, Spec, VolumeInput, VolumeSpec, fold
 from medvl.store import file_sha256, write_atomic
-from medvl.store.files import as_new
 from medvl.tokens import ReportTokeniser
 
 __all__ = ["FORMAT", "LoadedModel", "read_model", "write_model"]
@@ -211,8 +210,7 @@ def _write_weights(path: Path, weights: Mapping[str, Tensor]) -> None:
     """Write every tensor without a second copy of all of them in memory."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
-    save_file(tensors, temporary)
-    as_new(temporary)
+    save_tensors(tensors, temporary)
     with temporary.open("rb") as stream:
         os.fsync(stream.fileno())
     temporary.replace(path)

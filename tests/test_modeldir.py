@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import os
+import stat
 import struct
 
 import numpy as np
@@ -10,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from medvl.alignment import ProjectionConfig, TowerRecipe, build_model
+from medvl.encoders.saving import save_tensors
 from medvl.errors import BundleError, CheckpointError, ConfigError
 from medvl.modeldir import (
     CONFIG,
@@ -344,3 +347,14 @@ class TestRefusals:
             path.write_bytes(data)
             vouch(folder)
             self.refused(folder, r"model.safetensors is damaged")
+
+
+@pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o027, 0o640), (0o007, 0o660)])
+def test_saved_tensors_have_the_permissions_that_the_process_gives(tmp_path, mask, mode):
+    path = tmp_path / "weights"
+    before = os.umask(mask)
+    try:
+        save_tensors({"a": torch.ones(2)}, path)
+    finally:
+        assert os.umask(before) == mask
+    assert stat.S_IMODE(path.stat().st_mode) == mode and [*tmp_path.iterdir()] == [path]

@@ -6,9 +6,7 @@ import dataclasses
 import hashlib
 import io
 import json
-import os
 import pickle
-import stat
 import tarfile
 
 import numpy as np
@@ -34,7 +32,6 @@ from medvl.store import (
     write_atomic,
     write_shard,
 )
-from medvl.store.files import as_new
 
 
 def record(number: int = 0, **changes) -> Record:
@@ -302,16 +299,3 @@ def test_a_payload_that_is_no_array_is_refused():
 def test_the_index_filters_as_a_data_frame(store):
     frame = store.table.to_pandas()
     assert list(frame[frame.split == "train"].record_id) == [r.record_id for r in store.records]
-
-
-@pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o027, 0o640), (0o007, 0o660)])
-def test_a_file_as_new_has_the_permissions_that_the_process_gives(tmp_path, mask, mode):
-    path = tmp_path / "weights"
-    path.write_bytes(b"x")
-    path.chmod(0o600)
-    before = os.umask(mask)
-    try:
-        as_new(path)
-    finally:
-        assert os.umask(before) == mask
-    assert stat.S_IMODE(path.stat().st_mode) == mode and [*tmp_path.iterdir()] == [path]

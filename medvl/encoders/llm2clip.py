@@ -13,15 +13,14 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from pydantic import BaseModel, ConfigDict, Field
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from medvl.encoders.saving import save_tensors
 from medvl.encoders.texttower import TextTower
 from medvl.errors import ConfigError, DigestMismatch
 from medvl.features import TextFeatures
 from medvl.progress import Progress
 from medvl.store import file_sha256
-from medvl.store.files import as_new
 from medvl.tokens import ReportTokeniser
 
 __all__ = ["Adaptor", "AdaptorShape", "Llm2ClipTower", "StateCache", "fill_cache", "model_key"]
@@ -92,8 +91,7 @@ class StateCache:
     def save(self, path: Path) -> None:
         """Write the states; a killed write leaves the file before it."""
         temporary = path.with_name(f".{path.name}.tmp")
-        save_file(self.states, temporary, metadata={"key": self.key})
-        as_new(temporary)
+        save_tensors(self.states, temporary, metadata={"key": self.key})
         temporary.replace(path)
 
     @classmethod

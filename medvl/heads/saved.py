@@ -9,18 +9,18 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from medvl.config import parse_json
 from medvl.encoders.lora import merge_lora
 from medvl.encoders.regions import ImageTower
+from medvl.encoders.saving import save_tensors
 from medvl.errors import CheckpointError, ConfigError, DigestMismatch
 from medvl.heads.segmentation import Segmenter
 from medvl.heads.transfer import Classifier, tower_to_train
 from medvl.modeldir import LoadedModel
 from medvl.store import write_atomic
-from medvl.store.files import as_new
 
 __all__ = ["FORMAT", "read_head", "write_head"]
 
@@ -55,13 +55,11 @@ def write_head(
     # A frozen encoder may be another one, too: that of random weights.
     other = any(not torch.equal(value, model[name]) for name, value in image.items())
     if other:
-        save_file(image, folder / IMAGE)
-        as_new(folder / IMAGE)
+        save_tensors(image, folder / IMAGE)
         about = {"name": tower.name, "architecture": tower.architecture}
         write_atomic(folder / IMAGE_ABOUT, (json.dumps(about, indent=1) + "\n").encode())
     own = {name: value for name, value in net.state_dict().items() if not name.startswith("encoder.")}
-    save_file(_plain(own), folder / HEAD)
-    as_new(folder / HEAD)
+    save_tensors(_plain(own), folder / HEAD)
     values: dict[str, Any] = {
         "format": FORMAT,
         "kind": "parts" if isinstance(net, Segmenter) else "labels",

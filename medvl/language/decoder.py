@@ -11,16 +11,15 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from medvl.encoders.causal import build_causal, load_causal, no_bars
 from medvl.encoders.configs import POOLING_FILE, READING_FILE, allowed_keys, check_config, load_pooling
+from medvl.encoders.saving import save_tensors
 from medvl.encoders.text import TextTower, text_tower
 from medvl.errors import ConfigError
 from medvl.language.options import Scratch
 from medvl.language.wordvectors import common_words, word_vectors
-from medvl.store.files import as_new
 from medvl.tokens import ReportTokeniser, train_tokeniser
 
 __all__ = ["Decoder", "dropout", "from_scratch", "load_decoder", "save_decoder"]
@@ -177,8 +176,7 @@ def save_decoder(decoder: Decoder, folder: Path, *, record: Mapping[str, Any]) -
     decoder.tokeniser.save(folder)
     if decoder.tower.pooler is not None:
         weights = {key: value.contiguous() for key, value in decoder.tower.pooler.state_dict().items()}
-        save_file(weights, folder / POOLING_FILE)
-        as_new(folder / POOLING_FILE)
+        save_tensors(weights, folder / POOLING_FILE)
     values = {"pooling": decoder.tower.pooling, "bidirectional": decoder.bidirectional, **record}
     (folder / READING_FILE).write_text(json.dumps(values, indent=1, sort_keys=True), "utf-8")
 

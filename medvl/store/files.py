@@ -6,29 +6,19 @@ import contextlib
 import hashlib
 import os
 import shutil
-import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 from medvl.errors import UsageError
 
-__all__ = ["as_new", "atomic_file", "file_sha256", "new_folder", "write_atomic"]
+__all__ = ["atomic_file", "file_sha256", "new_folder", "write_atomic"]
 
 
 def file_sha256(path: Path) -> str:
     """Return the SHA-256 of a file's bytes in hexadecimal, as every manifest lists it."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def as_new(path: Path) -> None:
-    """Give a file the permissions of a new one; safetensors leaves files that their owner alone can read."""
-    # A new file tells them: to ask for the umask is to change it, for all threads.
-    new = path.with_name(f".{path.name}.{os.getpid()}.new")
-    new.touch()
-    path.chmod(stat.S_IMODE(new.stat().st_mode))
-    new.unlink()
 
 
 def write_atomic(path: Path, data: bytes) -> None:

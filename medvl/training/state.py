@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from medvl.config import parse_json
+from medvl.encoders.saving import save_tensors
 from medvl.errors import CheckpointError, ConfigError
-from medvl.store.files import as_new
 
 __all__ = ["read_state", "write_state"]
 
@@ -30,8 +30,7 @@ def write_state(folder: Path, state: Any) -> None:
     """
     tensors: dict[str, Tensor] = {}
     tree = _encode(state, tensors, "state")
-    save_file(tensors, folder / "state.safetensors")
-    as_new(folder / "state.safetensors")
+    save_tensors(tensors, folder / "state.safetensors")
     (folder / "state.json").write_text(json.dumps(tree), "utf-8")
 
 

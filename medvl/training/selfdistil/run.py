@@ -13,16 +13,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from medvl.data.loader import BatchOrder
 from medvl.encoders.image import ImageTower, build_image_encoder
+from medvl.encoders.saving import save_tensors
 from medvl.errors import ConfigError, UsageError
 from medvl.progress import Progress
 from medvl.specs import VolumeInput
 from medvl.store import Store, write_atomic
-from medvl.store.files import as_new
 from medvl.training import checkpoints
 from medvl.training.ranks import other_ranks, say_ready
 from medvl.training.run import RunSummary, claim, finished, quiet, store_digest
@@ -127,8 +126,7 @@ def write_tower(folder: Path, tower: ImageTower, *, recipe: PretrainRecipe, pixe
     """
     folder.mkdir(parents=True, exist_ok=True)
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in tower.state_dict().items()}
-    save_file(weights, folder / "image.safetensors")
-    as_new(folder / "image.safetensors")
+    save_tensors(weights, folder / "image.safetensors")
     values = {
         "name": tower.name,
         "architecture": tower.architecture,
@@ -206,8 +204,7 @@ def _write_provenance(run: Path, recipe: PretrainRecipe, store: Store, setup: _S
 def _write_model(folder: Path, tensors: dict[str, Tensor]) -> None:
     (folder / "models").mkdir(parents=True)
     whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    save_file(whole, folder / "models" / "model.safetensors")
-    as_new(folder / "models" / "model.safetensors")
+    save_tensors(whole, folder / "models" / "model.safetensors")
 
 
 def _fit(
