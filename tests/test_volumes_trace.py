@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from ctcases import write_nifti, write_table
 from PIL import Image as Pillow
-from PIL import ImageDraw, ImageFont
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, EnhancedCTImageStorage, ExplicitVRLittleEndian
+from volumecases import letters_around
 
 from medvl.data import PairDataset, VolumeAugment
 from medvl.data.augment import draw
@@ -319,34 +319,6 @@ def test_the_picture_hangs_it_on_the_right_above_and_in_front(store):
 
 
 # --- letters -----------------------------------------------------------------------------------
-
-
-def letter_in(patch: np.ndarray, size: int) -> str:
-    """Read the white letter of a patch: the one of six whose drawing differs least from it."""
-
-    def framed(drawn: np.ndarray) -> np.ndarray:
-        rows, columns = np.nonzero(drawn)
-        cut = drawn[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
-        return np.asarray(Pillow.fromarray((cut * 255).astype(np.uint8)).resize((16, 24))) / 255.0
-
-    def template(letter: str) -> np.ndarray:
-        canvas = Pillow.new("L", (40, 40))
-        ImageDraw.Draw(canvas).text((8, 4), letter, fill=255, font=ImageFont.load_default(size=size))
-        return framed(np.asarray(canvas) > 150)
-
-    seen = framed(patch > 225)
-    return min("LRAPSI", key=lambda letter: np.abs(seen - template(letter)).mean())
-
-
-def letters_around(picture: np.ndarray, place: tuple[int, int, int, int], size: int) -> str:
-    """Return the letters at the left, right, top and bottom of a place: left, top, width, height."""
-    left, top, width, height = place
-    panel = picture[top : top + height, left : left + width]
-    x, y, half = width // 2, height // 2, size // 2 + 3
-    edge = size + 2
-    beside, above = slice(y - half, y + half), slice(x - half, x + half)
-    patches = panel[beside, :edge], panel[beside, -edge:], panel[:edge, above], panel[-edge:, above]
-    return "".join(letter_in(patch, size) for patch in patches)
 
 
 def test_letters_name_the_side_on_which_the_cube_is_seen(store):

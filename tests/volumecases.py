@@ -1,9 +1,11 @@
-"""Volumes whose values say where they lie, on grids of any orientation."""
+"""Volumes whose values say where they lie, on grids of any orientation; the letters on their pictures."""
 
 from __future__ import annotations
 
 import numpy as np
 from hypothesis import strategies as st
+from PIL import Image as Pillow
+from PIL import ImageDraw, ImageFont
 from scipy.spatial.transform import Rotation
 
 from medvl.images import Image, Unit
@@ -39,3 +41,31 @@ def ramp(shape, affine, slope=(1.3, -0.7, 2.1), level=100.0):
 def world(grid):
     index = np.stack(np.meshgrid(*map(np.arange, grid.shape), indexing="ij"), -1)
     return index @ grid.affine_ras[:3, :3].T + grid.affine_ras[:3, 3]
+
+
+def letter_in(patch: np.ndarray, size: int) -> str:
+    """Read the white letter of a patch: the one of six whose drawing differs least from it."""
+
+    def framed(drawn: np.ndarray) -> np.ndarray:
+        rows, columns = np.nonzero(drawn)
+        cut = drawn[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
+        return np.asarray(Pillow.fromarray((cut * 255).astype(np.uint8)).resize((16, 24))) / 255.0
+
+    def template(letter: str) -> np.ndarray:
+        canvas = Pillow.new("L", (40, 40))
+        ImageDraw.Draw(canvas).text((8, 4), letter, fill=255, font=ImageFont.load_default(size=size))
+        return framed(np.asarray(canvas) > 150)
+
+    seen = framed(patch > 225)
+    return min("LRAPSI", key=lambda letter: np.abs(seen - template(letter)).mean())
+
+
+def letters_around(picture: np.ndarray, place: tuple[int, int, int, int], size: int) -> str:
+    """Return the letters at the left, right, top and bottom of a place: left, top, width, height."""
+    left, top, width, height = place
+    panel = picture[top : top + height, left : left + width]
+    x, y, half = width // 2, height // 2, size // 2 + 3
+    edge = size + 2
+    beside, above = slice(y - half, y + half), slice(x - half, x + half)
+    patches = panel[beside, :edge], panel[beside, -edge:], panel[:edge, above], panel[-edge:, above]
+    return "".join(letter_in(patch, size) for patch in patches)
