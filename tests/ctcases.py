@@ -11,6 +11,8 @@ import numpy as np
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 
+from medvl.specs import VolumeSpec
+
 UID = "1.2.826.0.1.3680043.8.498"
 SHAPE = (6, 10, 12)
 """Slices, rows, columns."""
@@ -18,6 +20,9 @@ SPACING = (4.0, 2.0, 3.0)
 """Millimetres between slices, rows and columns."""
 CORNER_LPS = (-12.0, -8.0, 100.0)
 """Centre of the first voxel of the first slice."""
+AFFINE = np.array([[-3.0, 0, 0, 12], [0, -2, 0, 8], [0, 0, 4, 100], [0, 0, 0, 1]])
+"""Of a series as NIfTI, (column, row, slice) to RAS+ mm."""
+PLAIN = VolumeSpec(spacing_mm=None, crop="none")
 
 
 def place_hu(right: np.ndarray, front: np.ndarray, top: np.ndarray) -> np.ndarray:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+from ctcases import PLAIN
 
 from medvl.anatomy import PARTS
 from medvl.preprocess.pictures import Shown, show_volume
@@ -12,12 +13,8 @@ from medvl.preprocess.plan import Job
 from medvl.preprocess.planning import Tables, pair_source, plan_jobs, volume_source
 from medvl.preprocess.pseudonyms import Pseudonyms
 from medvl.preprocess.sources.pairing import Pairing
-from medvl.specs import VolumeSpec
 
-PLAIN = VolumeSpec(spacing_mm=None, crop="none")
 NUMBER = {part: number for number, part in enumerate(PARTS["ct"], start=1)}
-AFFINE = np.array([[-3.0, 0, 0, 12], [0, -2, 0, 8], [0, 0, 4, 100], [0, 0, 0, 1]])
-"""Of a series of ctcases as (column, row, slice) to RAS+ mm."""
 
 
 def planned(folder: Path, *, masks: Path | None = None) -> tuple[list[Job], Pairing]:

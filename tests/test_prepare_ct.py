@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from ctcases import (
+    AFFINE,
+    PLAIN,
     SHAPE,
     SPACING,
     UID,
@@ -25,13 +27,9 @@ from medvl.preprocess.checks import check_records
 from medvl.preprocess.pipeline import prepare, preview
 from medvl.preprocess.plan import Job
 from medvl.records import Record
-from medvl.specs import VolumeSpec
 from medvl.store import Store
 
 KEY = bytes(range(32))
-PLAIN = VolumeSpec(spacing_mm=None, crop="none")
-AFFINE = np.array([[-3.0, 0, 0, 12], [0, -2, 0, 8], [0, 0, 4, 100], [0, 0, 0, 1]])
-"""Of the series as NIfTI (column, row, slice): LPS turned to RAS."""
 
 
 def tilt(dataset, k: int) -> None:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from ctcases import UID, axial_hu, write_nifti, write_series
-from maskcases import AFFINE, HEART, LUNG, NUMBER, expected, label_map, planned, shown
+from ctcases import AFFINE, UID, axial_hu, write_nifti, write_series
+from maskcases import HEART, LUNG, NUMBER, expected, label_map, planned, shown
 
 from medvl.anatomy import PARTS
 from medvl.errors import BadAffine, BadImage, BadTable, UsageError

@@ -8,6 +8,8 @@ import layouttrees
 import numpy as np
 import pytest
 from ctcases import (
+    AFFINE,
+    PLAIN,
     UID,
     place_hu,
     write_nifti,
@@ -26,9 +28,6 @@ from medvl.records import Box
 from medvl.specs import VolumeSpec
 
 KEY = bytes(range(32))
-PLAIN = VolumeSpec(spacing_mm=None, crop="none")
-AFFINE = np.array([[-3.0, 0, 0, 12], [0, -2, 0, 8], [0, 0, 4, 100], [0, 0, 0, 1]])
-"""Of the series as NIfTI (column, row, slice): LPS turned to RAS."""
 
 
 def volume_job(path: Path, **values) -> Job:
